@@ -1,0 +1,1 @@
+"""GitHub App token broker: the service."""

@@ -1,0 +1,1 @@
+"""The client of the GitHub App token broker."""

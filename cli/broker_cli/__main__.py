@@ -1,0 +1,5 @@
+"""Command line of the client."""
+
+
+def main() -> None:
+    """Run."""
