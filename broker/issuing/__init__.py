@@ -1,0 +1,1 @@
+"""The use cases: issue, mint once, refresh ahead, look installations up."""

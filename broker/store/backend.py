@@ -1,0 +1,324 @@
+"""The raw store: atomic steps over sealed blobs, implemented by ``sqlite`` and ``redis``.
+
+Nothing here opens a seal or knows a policy. Names are those of ``STORE`` records: fields of ``S``
+(``epoch``, ``m:o:<owner>`` …) and strings ``T:<scope>``, ``F:<scope>``, ``O:<owner>`` ….
+Values whose age counts begin with their epoch: marks are ``<epoch>:<unix seconds>``, failures
+``<epoch>:<json>``; epochs are decimal integers, an absent mark is epoch 0.
+All times that cross this port are Unix seconds (float) of the store's clock unless named ``_ms``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+LEASE_MS = 5000
+STATE_FIELDS = ("id", "epoch", "gh_offset")
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What one reader needs.
+
+    Attributes:
+        fields: fields of the state ``S``, beyond ``STATE_FIELDS``.
+        keys: key ids.
+        strings: names such as ``T:<scope>``.
+    """
+
+    fields: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one atomic read found; absent entries are absent from the maps.
+
+    Attributes:
+        now: store time.
+        store_id: ``id`` of ``S``, None if there is none.
+        keys_id: ``!`` of ``K``, None if there is none.
+    """
+
+    now: float
+    store_id: bytes | None
+    keys_id: bytes | None
+    epoch: int
+    gh_offset: float
+    fields: Mapping[str, bytes]
+    keys: Mapping[str, bytes]
+    strings: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that decides whether this is our store."""
+
+    fields: Mapping[str, bytes]
+    keys_id: bytes | None
+    key_wraps: Mapping[str, bytes]
+    holds_keys: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireArgs:
+    """ACQUIRE of one scope.
+
+    Attributes:
+        expected_token: the blob of ``T:<scope>`` that the caller saw, None for absent. Another value
+            means ``changed``: somebody has minted since.
+        failure: name of the failure entry that forbids (``F:<scope>`` or ``F:refresh:<scope>``).
+        floor: fields of S (marks, and ``f:o:``) that a failure's epoch must not be below.
+        budget: name of the counter, None to charge nobody.
+    """
+
+    store_id: bytes
+    scope: str
+    nonce: str
+    expected_token: bytes | None
+    owner: str
+    failure: str
+    floor: tuple[str, ...]
+    budget: str | None
+    budget_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireReply:
+    """``verdict`` is lost, changed, paused, failed, wait, budget or lead.
+
+    ``wait_s`` goes with paused and budget, ``failure`` (the stored bytes) with failed, ``epoch`` with lead.
+    """
+
+    verdict: str
+    wait_s: float = 0.0
+    failure: bytes = b""
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CommitArgs:
+    """COMMIT of one minted token.
+
+    Attributes:
+        marks: fields of S that must not be above ``epoch``.
+        blocks: fields of S that must be absent (``b:w:<owner>``: absent or ``0``).
+        expires_at: token's expiry on the *store's* clock.
+    """
+
+    store_id: bytes
+    scope: str
+    owner: str
+    nonce: str
+    epoch: int
+    marks: tuple[str, ...]
+    blocks: tuple[str, ...]
+    blob: bytes
+    sha: str
+    expires_at: float
+    gh_offset: float | None
+    audit: "Row"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One audit event to append. ``body`` is JSON without secrets; the store adds id and time."""
+
+    event: str
+    body: str
+    key_id: str = ""
+    owner: str = ""
+    repositories: tuple[str, ...] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """One audit event that was appended."""
+
+    id: str
+    time: float
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWriteArgs:
+    """KEY WRITE. ``expected`` is the whole old blob, None to create.
+
+    Attributes:
+        purge_at: when the record may be deleted (30 d after its end), None for never.
+        narrows: whether the epoch has to grow.
+    """
+
+    store_id: bytes
+    key_id: str
+    expected: bytes | None
+    blob: bytes
+    purge_at: float | None
+    narrows: bool
+    audit: Row
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerArgs:
+    """OWNER. ``expected_pin``/``pin`` are compare-and-set on ``N`` (equal: leave as is).
+
+    Attributes:
+        epoch: the epoch of the lease; a mark in ``marks`` above it makes the answer ``stale``.
+        blob: what to keep, None to forget the owner.
+    """
+
+    store_id: bytes
+    owner: str
+    lease: str
+    nonce: str
+    epoch: int
+    marks: tuple[str, ...]
+    installation_id: int
+    blob: bytes | None
+    expected_pin: bytes | None
+    pin: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditWant:
+    """A page of the audit, filtered as far as the backend can without opening anything.
+
+    Attributes:
+        cursor: id of the last row of the page before, None to begin.
+        scan: at most so many rows are looked at for one page.
+    """
+
+    key_id: str | None = None
+    repository: str | None = None
+    event: str | None = None
+    request_id: str | None = None
+    since: float | None = None
+    until: float | None = None
+    ascending: bool = False
+    cursor: str | None = None
+    limit: int = 50
+    scan: int = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """Rows and the cursor to go on from, None at the end."""
+
+    rows: tuple[StoredRow, ...]
+    cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeysPage:
+    """(id, blob, last used minute or None) in order of creation, and the cursor to go on from."""
+
+    rows: tuple[tuple[str, bytes, int | None], ...] = field(default=())
+    cursor: str | None = None
+
+
+class Backend(Protocol):
+    """Atomic steps. Raises ``StoreUnavailableError`` on anything that keeps an answer away.
+
+    No method outlives its deadline (1 s for hot verbs); a timeout or cancellation in the middle of a
+    conversation closes that connection.
+    """
+
+    async def connect(self) -> None:
+        """Connect, or raise; may be called again after a failure or loss."""
+        ...
+
+    async def close(self) -> None:
+        """Close all; idempotent."""
+        ...
+
+    async def load(self) -> State:
+        """Return the state, whole."""
+        ...
+
+    async def initialise(self, fields: Mapping[str, bytes]) -> bool:
+        """Create ``S`` with ``fields`` (must hold ``id``) and ``!`` plus the ``dk:`` fields in ``K``.
+
+        One step; only where there is neither ``S`` nor ``K``. Returns whether it was done.
+        """
+        ...
+
+    async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
+        """Write ``dk:`` fields to ``S`` and ``K`` if the store is still this one."""
+        ...
+
+    async def read(self, want: Want) -> View:
+        """READ, merged with what other tasks want in the same loop turn."""
+        ...
+
+    async def hand(self, *, store_id: bytes, epoch: int, sha: str, key_id: str, audit: Row) -> str:
+        """Return lost, stale, gone, first or again."""
+        ...
+
+    async def acquire(self, args: AcquireArgs) -> AcquireReply:
+        """ACQUIRE; see ``AcquireReply``."""
+        ...
+
+    async def lease(self, store_id: bytes, name: str, nonce: str) -> tuple[bool, int]:
+        """Take ``L:<name>`` for ``LEASE_MS`` if free; (taken, epoch). A wrong store id is never taken."""
+        ...
+
+    async def renew(self, name: str, nonce: str) -> bool:
+        """Lengthen ``L:<name>`` to ``LEASE_MS`` if it holds ``nonce``."""
+        ...
+
+    async def release(self, name: str, nonce: str) -> None:
+        """Delete ``L:<name>`` if it holds ``nonce``."""
+        ...
+
+    async def commit(self, args: CommitArgs) -> str:
+        """Return lost, fenced, revoked, blocked or ok."""
+        ...
+
+    async def fail(self, *, scope: str, nonce: str, failure: str, value: bytes, cooldown_s: float) -> bool:
+        """If ``L:<scope>`` holds ``nonce``: keep ``failure`` for the cool-down, delete the lease."""
+        ...
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """Keep the pause ``P:<name>`` for at least ``seconds`` (never shorter than it is; at most 1 h)."""
+        ...
+
+    async def gate(self, name: str, seconds: float) -> bool:
+        """Return True if ``G:<name>`` was free; it is then taken for ``seconds``."""
+        ...
+
+    async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        """Take up to ``chunk`` from the counter ``B:<name>`` of this minute; (granted, seconds left in it)."""
+        ...
+
+    async def append(self, store_id: bytes, rows: Sequence[Row]) -> bool:
+        """Append audit events if the store is still this one."""
+        ...
+
+    async def touch(self, used: Mapping[str, int]) -> None:
+        """Write last-use minutes of keys; older values never replace newer ones."""
+        ...
+
+    async def write_key(self, args: KeyWriteArgs) -> str:
+        """Return lost, changed (also: exists already) or ok."""
+        ...
+
+    async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
+        """Return a page of keys in order of creation."""
+        ...
+
+    async def last_used(self, key_id: str) -> int | None:
+        """Return the last-use second of a key."""
+        ...
+
+    async def pin(self, owner: str) -> bytes | None:
+        """Return the pin ``N`` of an owner."""
+        ...
+
+    async def put_owner(self, args: OwnerArgs) -> str:
+        """Return lost, fenced, stale, changed (the pin) or ok."""
+        ...
+
+    async def audit(self, want: AuditWant) -> AuditPage:
+        """Return a page of audit events; may be short and still have a cursor."""
+        ...

@@ -1,0 +1,1 @@
+"""HTTP: parses and answers, decides nothing."""
