@@ -25,6 +25,7 @@ BrokerError
 │       └── UntrustedReplyError         an answer that is not what was asked for
 ├── StoreError                  the store cannot answer: always 503, never "no such key"
 │   ├── StoreUnavailableError       down, slow, refused
+│   ├── OvertakenError              something ended what was asked for while it was made: look again
 │   └── StoreLostError              not the store this process has seen, or it cannot be opened
 ├── SettingsError               the start stops, exit status 2
 └── PrivateKeyError             a key that cannot sign app JWTs
@@ -256,6 +257,10 @@ class StoreError(BrokerError):
 
 class StoreUnavailableError(StoreError):
     """Down, slow, or refusing."""
+
+
+class OvertakenError(StoreUnavailableError):
+    """A mint's result came too late: a lease, a key or a scope ended meanwhile. Look again."""
 
 
 class StoreLostError(StoreError):

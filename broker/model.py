@@ -242,6 +242,7 @@ class Installation:
         selection: ``all`` or ``selected``.
         permissions: what the owner granted, name to level.
         checked_at: when GitHub was asked.
+        foreign: the account is not the one first seen under this login; nothing is served.
     """
 
     id: int
@@ -251,6 +252,7 @@ class Installation:
     permissions: Mapping[str, str]
     suspended: bool
     checked_at: float = 0.0
+    foreign: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ depends on two calls being near each other. ``broker.store`` implements it twice
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
@@ -50,6 +50,14 @@ class GitHub(Protocol):
 
     async def app(self) -> App:
         """Return who the app is."""
+        ...
+
+    async def installation(self, installation_id: int) -> Installation:
+        """Return an installation by its id.
+
+        Raises:
+            InstallationGoneError: there is none of that id.
+        """
         ...
 
     async def repository_installation(self, repository: RepositoryName) -> Installation:
@@ -125,6 +133,7 @@ class AuditEvent:
     request_id: str | None = None
     key_id: str | None = None
     key_name: str | None = None
+    owner: str | None = None
     client_ip: str | None = None
     repositories: tuple[str, ...] | None = None
     permissions: tuple[str, ...] | None = None
@@ -157,6 +166,19 @@ class Snapshot(Protocol):
     now: float
     gh_offset: float
     epoch: int
+
+    @property
+    def scope_id(self) -> str | None:
+        """The scope that was asked for."""
+        ...
+
+    def raw_token(self) -> bytes | None:
+        """Return the sealed token as it was found; opaque, for comparing."""
+        ...
+
+    def raw_key(self) -> bytes | None:
+        """Return the sealed key record as it was found; opaque, for comparing."""
+        ...
 
     def key(self) -> ApiKeyRecord | None:
         """Return the caller's record, or None if there is no such key.
@@ -247,14 +269,6 @@ class CommitResult(StrEnum):
     BLOCKED = "blocked"
 
 
-class OwnerResult(StrEnum):
-    """What became of an owner's look-up."""
-
-    OK = "ok"
-    STALE = "stale"
-    OTHER_ACCOUNT = "other_account"
-
-
 class StoreHealth(StrEnum):
     """The store as the background sees it."""
 
@@ -273,9 +287,15 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """A key record as lists show it; ``last_used_at`` is informational (to the minute)."""
+    """A key record as lists show it.
+
+    Attributes:
+        version: opaque; what compare-and-set compares.
+        last_used_at: Unix seconds, informational (to the minute).
+    """
 
     record: ApiKeyRecord
+    version: bytes = field(repr=False)
     last_used_at: int | None = None
 
 
@@ -327,6 +347,18 @@ class Store(Protocol):
         """Close connections and stop background work."""
         ...
 
+    def now(self) -> float:
+        """Return store time (Unix seconds), carried on since the last read."""
+        ...
+
+    async def warnings(self) -> list[str]:
+        """Return what an operator should know, such as a Redis that evicts."""
+        ...
+
+    async def sweep(self) -> None:
+        """Delete what has expired."""
+        ...
+
     async def read(self, query: ReadQuery) -> Snapshot:
         """READ: one round trip, shared by the requests of a loop turn."""
         ...
@@ -354,9 +386,23 @@ class Store(Protocol):
         ...
 
     async def commit(
-        self, lead: Lead, scope: Scope, token: LiveToken, *, gh_offset: float | None, event: AuditEvent
+        self,
+        lead: Lead,
+        scope: Scope,
+        token: LiveToken,
+        *,
+        gh_offset: float,
+        moved: bool,
+        event: AuditEvent,
     ) -> CommitResult:
-        """COMMIT: keep a minted token if the lease is ours and nothing in its reach has ended."""
+        """COMMIT: keep a minted token if the lease is ours and nothing in its reach has ended.
+
+        ``gh_offset`` (seconds) is written for everyone if it ``moved``.
+        """
+        ...
+
+    async def drop_token(self, seen: Snapshot) -> None:
+        """Forget the cached token that ``seen`` found, if it is still that one."""
         ...
 
     async def fail(
@@ -374,9 +420,13 @@ class Store(Protocol):
         ...
 
     async def put_owner(
-        self, lead: Lead, owner: str, installation: Installation
-    ) -> tuple[OwnerResult, Installation]:
-        """OWNER: keep what GitHub told, pin the account id at first sight."""
+        self, lead: Lead, owner: str, installation: Installation, *, event: AuditEvent
+    ) -> Installation | None:
+        """OWNER: keep what GitHub told, pin the account id at first sight.
+
+        Another account than the pinned one is kept as ``foreign`` and ``event`` (``owner.changed``) is
+        recorded. None: the lease is lost or something changed meanwhile, look up again.
+        """
         ...
 
     async def drop_owner(self, lead: Lead, owner: str) -> None:
@@ -404,7 +454,7 @@ class Store(Protocol):
         ...
 
     async def write_key(
-        self, before: ApiKeyRecord, after: ApiKeyRecord, event: AuditEvent, *, narrows: bool
+        self, before: KeyEntry, after: ApiKeyRecord, event: AuditEvent, *, narrows: bool
     ) -> bool:
         """KEY WRITE: compare-and-set on the whole old record; False: it has changed, read again."""
         ...

@@ -15,6 +15,11 @@ LEASE_MS = 5000
 STATE_FIELDS = ("id", "epoch", "gh_offset")
 
 
+def epoch_of(value: bytes) -> int:
+    """Return the epoch that a mark or failure begins with."""
+    return int(value.partition(b":")[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What one reader needs.
@@ -272,7 +277,11 @@ class Backend(Protocol):
         ...
 
     async def commit(self, args: CommitArgs) -> str:
-        """Return lost, fenced, revoked, blocked or ok."""
+        """Return lost, fenced, revoked, blocked or ok. Repeated after a lost reply it is still ok."""
+        ...
+
+    async def drop_token(self, scope: str, blob: bytes) -> None:
+        """Forget ``T:<scope>`` if it holds ``blob``."""
         ...
 
     async def fail(self, *, scope: str, nonce: str, failure: str, value: bytes, cooldown_s: float) -> bool:
@@ -283,12 +292,16 @@ class Backend(Protocol):
         """Keep the pause ``P:<name>`` for at least ``seconds`` (never shorter than it is; at most 1 h)."""
         ...
 
+    async def paused(self, names: Sequence[str]) -> float:
+        """Return the seconds that the longest of the pauses ``P:<name>`` still lasts, 0 for none."""
+        ...
+
     async def gate(self, name: str, seconds: float) -> bool:
         """Return True if ``G:<name>`` was free; it is then taken for ``seconds``."""
         ...
 
     async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
-        """Take up to ``chunk`` from the counter ``B:<name>`` of this minute; (granted, seconds left in it)."""
+        """Take up to ``chunk`` from the counter ``B:<name>`` of this minute; (granted, seconds left)."""
         ...
 
     async def append(self, store_id: bytes, rows: Sequence[Row]) -> bool:
@@ -321,4 +334,12 @@ class Backend(Protocol):
 
     async def audit(self, want: AuditWant) -> AuditPage:
         """Return a page of audit events; may be short and still have a cursor."""
+        ...
+
+    async def sweep(self) -> None:
+        """Delete what has expired (audit by age and number, purged keys, index entries)."""
+        ...
+
+    async def warnings(self) -> list[str]:
+        """Return what an operator should know, such as a Redis that evicts; empty if nothing."""
         ...

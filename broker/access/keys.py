@@ -1,0 +1,75 @@
+"""API keys: their form, check digits and digest; pure.
+
+``ghbk_<id>_<secret><check>``: the id is public and appears in logs, the check digits let clients and
+secret scanners tell a mistyped key from a real one without asking anybody.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from dataclasses import dataclass
+from typing import Final
+
+from broker.errors import InvalidApiKeyError
+from broker.model import Secret
+
+ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PATTERN: Final = r"ghbk_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}"
+"""Finds a key in any text; also what redacts logs."""
+
+_ID_LENGTH: Final = 12
+_SECRET_LENGTH: Final = 43
+_CHECK_LENGTH: Final = 6
+_KEY: Final = re.compile(r"ghbk_([0-9A-Za-z]{12})_[0-9A-Za-z]{49}", re.ASCII)
+KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PresentedKey:
+    """A well-formed key that somebody showed; whether it is known is not decided yet.
+
+    Attributes:
+        sha256: digest of the whole key, hex.
+    """
+
+    id: str
+    sha256: str
+
+    def matches(self, sha256: str) -> bool:
+        """Compare with a stored digest in constant time."""
+        return hmac.compare_digest(self.sha256.encode(), sha256.encode())
+
+
+def checksum(body: str) -> str:
+    """Return the six check digits of ``ghbk_<id>_<secret>``: base62 of its CRC32."""
+    rest = zlib.crc32(body.encode())
+    digits = ""
+    for _ in range(_CHECK_LENGTH):
+        rest, digit = divmod(rest, len(ALPHABET))
+        digits = ALPHABET[digit] + digits
+    return digits
+
+
+def generate() -> tuple[Secret, PresentedKey]:
+    """Return a new key and what is stored of it."""
+    key_id = "".join(secrets.choice(ALPHABET) for _ in range(_ID_LENGTH))
+    secret = "".join(secrets.choice(ALPHABET) for _ in range(_SECRET_LENGTH))
+    body = f"ghbk_{key_id}_{secret}"
+    text = body + checksum(body)
+    return Secret(text), parse(text)
+
+
+def parse(text: str) -> PresentedKey:
+    """Return the key if its form and check digits are right.
+
+    Raises:
+        InvalidApiKeyError: they are not; the text of the error does not hold the key.
+    """
+    match = _KEY.fullmatch(text)
+    if match is None or not hmac.compare_digest(
+        checksum(text[:-_CHECK_LENGTH]).encode(), text[-_CHECK_LENGTH:].encode()
+    ):
+        raise InvalidApiKeyError("a malformed key, or its check digits are wrong")
+    return PresentedKey(match.group(1), hashlib.sha256(text.encode()).hexdigest())

@@ -1,0 +1,139 @@
+"""The audit: one JSON line on the log for every decision, and records in the store.
+
+The store gets the first hand-out of a token to a key in the same step that allows it (HAND), every
+change in the step that makes it, and a counted record at most once a minute for what repeats.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Final
+
+from broker.errors import StoreError
+from broker.ports import AuditEvent, Store
+from broker.wording import audit_body
+
+_log = logging.getLogger("broker.audit")
+_trouble = logging.getLogger(__name__)
+
+EVERY_S: Final = 60.0
+_TICK_S: Final = 5.0
+_KEPT: Final = 50_000
+
+
+@dataclass(slots=True)
+class _Tally:
+    event: AuditEvent
+    count: int
+    written_at: float
+
+
+class Auditor:
+    """Records decisions.
+
+    Args:
+        store: keeps them.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._tallies: OrderedDict[tuple[str, ...], _Tally] = OrderedDict()
+        self._used: dict[str, int] = {}
+        self._used_written_at = 0.0
+        self._ticking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to write counts each minute."""
+        self._ticking = asyncio.create_task(self._tick(), name="audit-counts")
+
+    async def stop(self) -> None:
+        """Write all that is pending."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ticking
+        try:
+            await self.flush(everything=True)
+        except StoreError as error:
+            _trouble.error("counts of repeated decisions are lost", extra={"cause": str(error)})
+
+    def log(self, event: AuditEvent) -> None:
+        """Write the line on the log only."""
+        _log.info(event.event, extra={"audit": audit_body(event)})
+
+    def issued(self, event: AuditEvent, *, first: bool) -> None:
+        """Note a hand-out; the first of a token to a key has been stored by HAND."""
+        self.log(event)
+        now = asyncio.get_running_loop().time()
+        name = ("issued", event.token_sha256 or "", event.key_id or "")
+        if first:
+            self._put(name, _Tally(event, 0, now))
+            return
+        tally = self._tallies.get(name)
+        if tally is None:
+            self._put(name, _Tally(event, 1, now))
+        else:
+            tally.count += 1
+
+    async def denied(self, event: AuditEvent) -> None:
+        """Note a refusal to a key that exists: stored at once, then once a minute with a count."""
+        self.log(event)
+        now = asyncio.get_running_loop().time()
+        name = ("denied", event.code or "", event.key_id or "")
+        tally = self._tallies.get(name)
+        if tally is not None and now - tally.written_at < EVERY_S:
+            tally.count += 1
+            return
+        count = 1 + (tally.count if tally is not None else 0)
+        self._put(name, _Tally(event, 0, now))
+        try:
+            await self._store.record([replace(event, count=count)])
+        except StoreError as error:
+            self._tallies[name].count += count
+            _trouble.error("a refusal is on the log only", extra={"cause": str(error)})
+
+    def used(self, key_id: str, at: float) -> None:
+        """Note when a key was last used (Unix seconds); kept to the minute, written each minute."""
+        self._used[key_id] = int(at)
+
+    def _put(self, name: tuple[str, ...], tally: _Tally) -> None:
+        self._tallies[name] = tally
+        self._tallies.move_to_end(name)
+        while len(self._tallies) > _KEPT:
+            self._tallies.popitem(last=False)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            with contextlib.suppress(StoreError):
+                await self.flush()
+
+    async def flush(self, *, everything: bool = False) -> None:
+        """Write counts whose minute has passed, and last uses.
+
+        Raises:
+            StoreError: the store did not take them; they are kept for the next time.
+        """
+        now = asyncio.get_running_loop().time()
+        due: list[tuple[tuple[str, ...], _Tally, int]] = []
+        for name, tally in list(self._tallies.items()):
+            if everything or now - tally.written_at >= EVERY_S:
+                if tally.count:
+                    due.append((name, tally, tally.count))
+                else:
+                    del self._tallies[name]
+        if due:
+            await self._store.record([replace(tally.event, count=count) for _, tally, count in due])
+            for _, tally, count in due:
+                tally.count -= count
+                tally.written_at = now
+        if self._used and (everything or now - self._used_written_at >= EVERY_S):
+            used, self._used = self._used, {}
+            try:
+                await self._store.touch_keys(used)
+            except StoreError:
+                self._used = used | self._used
+                raise
+            self._used_written_at = now

@@ -1,0 +1,315 @@
+"""Composition root: settings → the object graph → the ASGI app. Building does no I/O.
+
+Resources open and close in the app's lifespan.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from broker import settings as broker_settings
+from broker.access.limits import RateLimiter
+from broker.audit import Auditor
+from broker.clock import SystemClock
+from broker.errors import BrokerError, GitHubError, SettingsError, StoreError
+from broker.github.app_jwt import Signer
+from broker.github.client import GitHubClient
+from broker.issuing.installations import Installations
+from broker.issuing.minting import Minter, MintSettings
+from broker.issuing.repositories import RepositoryList
+from broker.issuing.tokens import Issuer, IssueSettings
+from broker.issuing.turns import Turns
+from broker.model import ApiKeyRecord, App, Role, Secret
+from broker.observe import configure_logging
+from broker.ports import Clock
+from broker.settings import Settings
+from broker.store.backend import Backend
+from broker.store.redis import RedisBackend
+from broker.store.seal import KeyEncryptionKey
+from broker.store.sealed import SealedStore
+from broker.store.sqlite import SqliteBackend
+from broker.web.middleware import Edge
+from broker.web.openapi import document
+from broker.web.probes import Probes
+from broker.web.tokens import Tokens, json_response
+
+_log = logging.getLogger(__name__)
+
+CALLS_TOTAL: Final = 48
+CALLS_PER_OWNER: Final = 16
+"""Calls to GitHub at once, per process; its own limit is 100 concurrent for one installation."""
+
+_SWEEP_S: Final = 60.0
+_APP_RETRY_S: Final = 15.0
+
+
+def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
+    """Return the raw store that ``BROKER_STORE_URL`` names.
+
+    Raises:
+        SettingsError: it names none.
+    """
+    url = settings.store_url.get_secret_value().strip()
+    if url.startswith(("redis", "rediss")):
+        return RedisBackend(
+            Secret(url),
+            audit_retention_s=settings.audit_retention,
+            audit_max_events=settings.audit_max_events,
+        )
+    return SqliteBackend(
+        sqlite_path(url),
+        audit_retention_s=settings.audit_retention,
+        audit_max_events=settings.audit_max_events,
+        clock=clock,
+    )
+
+
+def sqlite_path(url: str) -> Path:
+    """Return the file of ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
+
+    Raises:
+        SettingsError: it is no such URL.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2 or parts.query:  # noqa: PLR2004
+        raise SettingsError(
+            [
+                "BROKER_STORE_URL: write sqlite:///broker.db (sqlite:////data/broker.db for an absolute "
+                "path), redis://, rediss://, redis+sentinel:// or redis+cluster://"
+            ]
+        )
+    return Path(parts.path[1:])
+
+
+def build_keks(settings: Settings) -> list[KeyEncryptionKey]:
+    """Return the keys that wrap the store's data key: the configured ones, else one per private key."""
+    configured = settings.encryption_secrets()
+    if configured:
+        return [KeyEncryptionKey.of_secret(one, origin="BROKER_ENCRYPTION_KEYS") for one in configured]
+    return [
+        KeyEncryptionKey.of_secret(key.pkcs8_der(), origin="BROKER_GITHUB_PRIVATE_KEY")
+        for key in settings.private_keys()
+    ]
+
+
+def bootstrap_admin(settings: Settings) -> ApiKeyRecord | None:
+    """Return the record that stands for ``BROKER_ADMIN_KEY``: an admin who may have no tokens itself."""
+    key = settings.bootstrap_key()
+    if key is None:
+        return None
+    return ApiKeyRecord(
+        id=key.id,
+        sha256=key.sha256,
+        name="BROKER_ADMIN_KEY",
+        role=Role.ADMIN,
+        repositories=(),
+        permissions=(),
+        created_at=0,
+        created_by="settings",
+    )
+
+
+@dataclass(slots=True)
+class _AppInfo:
+    """Who the app is, once GitHub has told."""
+
+    app: App | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """The object graph of one process."""
+
+    settings: Settings
+    store: SealedStore
+    github: GitHubClient
+    signer: Signer
+    installations: Installations
+    minter: Minter
+    auditor: Auditor
+    issuer: Issuer
+    repositories: RepositoryList
+    about: _AppInfo
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open what has to be open; on the way out finish what runs and write what is pending."""
+        await self.github.open()
+        await self.store.open()
+        self.installations.start()
+        self.auditor.start()
+        background = [
+            asyncio.create_task(self._meet_github(), name="meet-github"),
+            asyncio.create_task(self._sweep(), name="store-sweep"),
+        ]
+        try:
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self.minter.stop()
+            await self.installations.stop()
+            await self.auditor.stop()
+            await self.store.close()
+            await self.github.close()
+
+    async def _meet_github(self) -> None:
+        """Ask who the app is: opens the connection, learns the install page, shows a wrong key early."""
+        while self.about.app is None:
+            try:
+                self.about.app = await self.github.app()
+            except GitHubError as error:
+                _log.error(  # noqa: TRY400 - the cause is in the text
+                    "GitHub did not tell who the app is", extra={"code": error.code, "cause": str(error)}
+                )
+                await asyncio.sleep(_APP_RETRY_S)
+            else:
+                _log.info("serving as app %s", self.about.app.slug, extra={"app_id": self.about.app.id})
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            with contextlib.suppress(StoreError):
+                if lead := await self.store.lease("job:sweep"):
+                    await self.store.sweep()
+                    await self.store.release(lead)
+
+
+def install_page(settings: Settings, app: App) -> str:
+    """Return the page where owners install the app or add repositories.
+
+    GitHub Enterprise Server has it under ``/github-apps/`` ("Sharing your GitHub App").
+    """
+    host = urlsplit(settings.github_url).hostname or ""
+    folder = "apps" if host == "github.com" or host.endswith(".ghe.com") else "github-apps"
+    return f"{settings.github_url}/{folder}/{app.slug}/installations/new"
+
+
+def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
+    """Return the object graph; connects to nothing.
+
+    Raises:
+        SettingsError: something that only shows when the parts are put together.
+    """
+    clock = clock or SystemClock()
+    about = _AppInfo()
+    signer = Signer(issuer=settings.issuer, keys=settings.private_keys(), clock=clock)
+    github = GitHubClient(
+        base_url=settings.github_api_url,
+        web_url=settings.github_url,
+        signer=signer,
+        clock=clock,
+        ca_file=str(settings.github_ca_file) if settings.github_ca_file else None,
+        proxy_url=settings.proxy_url.get_secret_value() if settings.proxy_url else None,
+    )
+    store = SealedStore(build_backend(settings, clock), build_keks(settings))
+    allowed = frozenset(settings.allowed_owners) or None
+    host = settings.github_host
+    turns = Turns(total=CALLS_TOTAL, per_owner=CALLS_PER_OWNER)
+    installations = Installations(
+        store,
+        github,
+        turns,
+        host=host,
+        ttl_s=settings.installation_ttl,
+        cooldown_s=settings.failure_cooldown,
+    )
+
+    def grant_hint() -> str | None:
+        return (
+            None
+            if about.app is None
+            else f"Install it or add repositories: {install_page(settings, about.app)}"
+        )
+
+    minter = Minter(
+        store,
+        github,
+        installations,
+        turns,
+        MintSettings(
+            cooldown_s=settings.failure_cooldown,
+            budget_per_minute=settings.mint_budget,
+            accept_implicit=frozenset(settings.accept_implicit_permissions),
+            probe_git=settings.probe_new_tokens == "git",
+        ),
+        grant_hint=grant_hint,
+    )
+    auditor = Auditor(store)
+    issuer = Issuer(
+        store,
+        admin=bootstrap_admin(settings),
+        minter=minter,
+        installations=installations,
+        limits=RateLimiter(store),
+        auditor=auditor,
+        settings=IssueSettings(
+            min_ttl_s=settings.token_min_ttl,
+            refresh_ahead_s=settings.token_refresh_ahead,
+            timeout_s=settings.request_timeout,
+            allowed_owners=allowed,
+        ),
+    )
+    repositories = RepositoryList(store, github, minter, installations, host=host, allowed_owners=allowed)
+    return Broker(
+        settings, store, github, signer, installations, minter, auditor, issuer, repositories, about
+    )
+
+
+def build_app(broker: Broker) -> ASGIApp:
+    """Return the ASGI app of a broker; its lifespan opens and closes the broker."""
+    tokens = Tokens(broker.issuer, broker.repositories, host=broker.settings.github_host)
+
+    def can_sign() -> bool:
+        try:
+            return bool(broker.signer.app_jwt())
+        except BrokerError:
+            return False
+
+    probes = Probes(broker.store, broker.github, can_sign)
+    described = document()
+
+    async def openapi(request: Request) -> Response:
+        del request
+        return json_response(described)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        del app
+        async with broker.running():
+            yield
+
+    routes = [
+        Route("/v1/github/token", tokens.token, methods=["POST"]),
+        Route("/v1/github/repositories", tokens.repositories, methods=["GET"]),
+        Route("/v1/whoami", tokens.whoami, methods=["GET"]),
+        Route("/livez", probes.live, methods=["GET"]),
+        Route("/readyz", probes.ready, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.router.redirect_slashes = False
+    return Edge(app, [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies])
+
+
+def app_from_environment() -> ASGIApp:
+    """Return the app as the environment describes it; what a worker process runs."""
+    settings = broker_settings.load()
+    configure_logging(form=settings.log_format, level=settings.log_level)
+    os.umask(0o077)
+    return build_app(build(settings))

@@ -1,0 +1,117 @@
+"""App JWTs: how the app says who it is; no I/O, the time is given."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import jwt
+
+from broker.github.private_key import AppPrivateKey
+from broker.ports import Clock
+
+BACKDATED_S: Final = 60
+LIFETIME_S: Final = 540
+"""GitHub takes ``exp`` at most 600 s ahead of its own clock; exactly 600 fails now and then."""
+
+REUSED_S: Final = 480
+
+
+def sign(*, issuer: str, key: AppPrivateKey, now: float) -> str:
+    """Return an RS256 app JWT valid from ``now - 60 s`` to ``now + 540 s`` (Unix seconds).
+
+    Args:
+        issuer: client id or app id; sent as text, which both kinds accept.
+        key: one of the app's private keys.
+        now: GitHub's time as well as it is known.
+
+    Raises:
+        ValueError: the issuer is empty.
+
+    See "Generating a JSON Web Token (JWT) for a GitHub App": whole seconds only, ``iat`` in the past.
+    """
+    issuer = issuer.strip()
+    if not issuer:
+        raise ValueError("the app JWT needs an issuer: the app's client id or app id")
+    claims = {"iat": int(now) - BACKDATED_S, "exp": int(now) + LIFETIME_S, "iss": issuer}
+    return jwt.encode(claims, key.rsa, algorithm="RS256")
+
+
+@dataclass(frozen=True, slots=True)
+class SignedJwt:
+    """A JWT and which of the configured keys signed it. Its repr holds no JWT."""
+
+    text: str
+    key_index: int
+    signed_at: float
+
+    def __repr__(self) -> str:
+        return f"SignedJwt(key_index={self.key_index})"
+
+
+class Signer:
+    """Makes app JWTs with the key that works, by GitHub's clock; implements ``AppSigner``.
+
+    Which key works and how far the clock is off are learned by the client from GitHub's answers.
+
+    Args:
+        issuer: client id or app id.
+        keys: private keys of the app, the preferred one first.
+        clock: local wall time.
+
+    Raises:
+        ValueError: no issuer or no key.
+    """
+
+    def __init__(self, *, issuer: str, keys: Sequence[AppPrivateKey], clock: Clock) -> None:
+        if not issuer.strip():
+            raise ValueError("the app JWT needs an issuer: the app's client id or app id")
+        if not keys:
+            raise ValueError("the app JWT needs a private key")
+        self._issuer = issuer
+        self._keys = tuple(keys)
+        self._clock = clock
+        self._active = 0
+        self._offset_s = 0.0
+        self._cached: dict[int, SignedJwt] = {}
+
+    @property
+    def keys(self) -> tuple[AppPrivateKey, ...]:
+        """The configured keys, in order."""
+        return self._keys
+
+    @property
+    def active(self) -> int:
+        """Index of the key in use."""
+        return self._active
+
+    @property
+    def clock_skew_s(self) -> float:
+        """Seconds added to the local clock, learned from a JWT that GitHub refused; 0 until then."""
+        return self._offset_s
+
+    def app_jwt(self) -> str:
+        """Return a JWT of the key in use, up to 8 minutes old."""
+        return self.signed(self._active).text
+
+    def signed(self, key_index: int) -> SignedJwt:
+        """Return a JWT of one of the keys, up to 8 minutes old."""
+        now = self._clock.now() + self._offset_s
+        cached = self._cached.get(key_index)
+        # A clock that was set back would else keep a JWT for longer than it lives.
+        if cached is None or not 0 <= now - cached.signed_at < REUSED_S:
+            text = sign(issuer=self._issuer, key=self._keys[key_index], now=now)
+            cached = self._cached[key_index] = SignedJwt(text, key_index, now)
+        return cached
+
+    def keep(self, key_index: int) -> None:
+        """Use this key from now on: GitHub has accepted it."""
+        self._active = key_index
+
+    def learn_clock(self, github_now: float) -> None:
+        """Sign by GitHub's clock from now on.
+
+        Args:
+            github_now: the ``Date`` of a reply that came just now, Unix seconds.
+        """
+        self._offset_s = github_now - self._clock.now()
+        self._cached.clear()

@@ -1,0 +1,276 @@
+"""Installations: which one serves an owner, looked up once and looked at again in the background.
+
+GitHub's API decides; the store remembers. Look-ups of one owner run one at a time across replicas
+(lease ``o:<owner>``), so that fifty cold scopes cost one call.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Final
+
+from broker.errors import (
+    BrokerError,
+    GitHubError,
+    GitHubRateLimitedError,
+    GitHubTimeoutError,
+    InstallationGoneError,
+    NotInstalledError,
+    StoreError,
+)
+from broker.issuing.turns import Turns
+from broker.model import Installation, RepositoryName, Scope
+from broker.ports import AuditEvent, Event, GitHub, Lead, ReadQuery, Store
+
+_log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.025
+RENEW_S: Final = 1.5
+_WAIT_FOR_OTHERS_S: Final = 30.0
+_CHECK_WAIT_S: Final = 5.0
+
+
+@contextlib.asynccontextmanager
+async def kept(store: Store, lead: Lead) -> AsyncIterator[Callable[[], bool]]:
+    """Renew ``lead`` while the block runs; the value tells whether it is still ours."""
+    ours = True
+
+    async def renew() -> None:
+        nonlocal ours
+        while ours:
+            await asyncio.sleep(RENEW_S)
+            with contextlib.suppress(StoreError):
+                ours = await store.renew(lead)
+
+    task = asyncio.create_task(renew(), name="lease-renewal")
+    try:
+        yield lambda: ours
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+class Installations:
+    """Finds and watches installations.
+
+    Args:
+        store: remembers.
+        github: decides.
+        turns: bounds the calls.
+        host: of the scopes.
+        ttl_s: a picture older than this is not trusted while GitHub answers.
+        cooldown_s: after a failed check nobody asks again for so long.
+    """
+
+    def __init__(
+        self, store: Store, github: GitHub, turns: Turns, *, host: str, ttl_s: float, cooldown_s: float
+    ) -> None:
+        self._store = store
+        self._github = github
+        self._turns = turns
+        self._host = host
+        self._ttl_s = ttl_s
+        self._cooldown_s = cooldown_s
+        self._flights: dict[str, asyncio.Task[Installation | BrokerError]] = {}
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._not_before: dict[str, float] = {}
+        self._in_use: dict[str, float] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look at the owners in use."""
+        self._watching = asyncio.create_task(self._watch(), name="installations-watch")
+
+    async def stop(self) -> None:
+        """Stop watching and wait for what runs."""
+        tasks = [*self._checks.values(), *self._flights.values()]
+        if self._watching is not None:
+            self._watching.cancel()
+            tasks.append(self._watching)
+        if tasks:
+            await asyncio.wait(tasks, timeout=10)
+
+    # -- finding ---------------------------------------------------------------------------------
+
+    async def find(
+        self, owner: str, probe: RepositoryName | None, *, not_id: int | None = None
+    ) -> Installation:
+        """Return the installation on ``owner``, from the store or from GitHub.
+
+        Args:
+            owner: lower case.
+            probe: a repository to look it up by; None looks it up by the owner.
+            not_id: an id that GitHub has just called stale.
+
+        Raises:
+            GitHubError: there is none, or GitHub could not be asked.
+        """
+        name = f"{owner}|{probe.key if probe else ''}|{not_id or ''}"
+        flight = self._flights.get(name)
+        if flight is None:
+            flight = asyncio.create_task(self._find(owner, probe, not_id), name="installation-look-up")
+            self._flights[name] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(name, None))
+        outcome = await asyncio.shield(flight)
+        if isinstance(outcome, BrokerError):
+            raise again(outcome)
+        return outcome
+
+    async def _find(
+        self, owner: str, probe: RepositoryName | None, not_id: int | None
+    ) -> Installation | BrokerError:
+        try:
+            async with asyncio.timeout(_WAIT_FOR_OTHERS_S):
+                while True:
+                    known = await self._known(owner)
+                    if known is not None and known.id != not_id:
+                        return known
+                    lead = await self._store.lease(f"o:{owner}")
+                    if lead is None:
+                        await asyncio.sleep(POLL_S)
+                        continue
+                    found = await self._ask(lead, owner, probe, not_id)
+                    if found is not None:
+                        return found
+        except BrokerError as error:
+            return error
+        except TimeoutError:
+            return GitHubTimeoutError(f"looking up the installation of {owner} took too long")
+
+    async def _known(self, owner: str) -> Installation | None:
+        scope = Scope.of_owner(self._host, owner, ("metadata",))
+        return (await self._store.read(ReadQuery(scope=scope))).installation()
+
+    async def _ask(
+        self, lead: Lead, owner: str, probe: RepositoryName | None, not_id: int | None
+    ) -> Installation | None:
+        """Ask GitHub under the lease; None when the answer was overtaken by a change."""
+        try:
+            known = await self._known(owner)  # put there between the last look and the lease
+            if known is not None and known.id != not_id:
+                return known
+            async with kept(self._store, lead), self._turns.turn(owner):
+                found = await (
+                    self._github.owner_installation(owner)
+                    if probe is None
+                    else self._github.repository_installation(probe)
+                )
+            if found.login.lower() != owner:
+                raise NotInstalledError(
+                    f"GitHub names {found.login} as the owner of what was asked for as {owner}",
+                    public="The repository or its owner was renamed or transferred on GitHub: use the new name.",
+                )
+            return await self._keep(lead, owner, found)
+        finally:
+            with contextlib.suppress(StoreError):
+                await self._store.release(lead)
+
+    async def _keep(self, lead: Lead, owner: str, found: Installation) -> Installation | None:
+        event = AuditEvent(
+            Event.OWNER_CHANGED,
+            owner=owner,
+            installation_id=found.id,
+            reason=f"account {found.account_id} appeared under a login pinned to another account",
+        )
+        stored = await self._store.put_owner(
+            lead, owner, replace(found, checked_at=self._store.now()), event=event
+        )
+        if stored is not None and stored.foreign:
+            _log.critical(
+                "another account appeared under a pinned login; refused until an admin accepts it",
+                extra={"owner": owner, "installation_id": found.id},
+            )
+        return stored
+
+    # -- watching --------------------------------------------------------------------------------
+
+    def used(self, owner: str) -> None:
+        """Note that somebody asks for tokens of ``owner``, so that it is looked at from time to time."""
+        self._in_use[owner] = asyncio.get_running_loop().time()
+
+    def is_old(self, installation: Installation) -> bool:
+        """Return whether the picture is older than is trusted while GitHub answers."""
+        return self._store.now() - installation.checked_at > self._ttl_s
+
+    async def renewed(self, owner: str, installation: Installation) -> None:
+        """Have an old picture looked at again; returns when that is done, failed, or takes too long."""
+        task = self._check_soon(owner, installation)
+        if task is not None:
+            await asyncio.wait([task], timeout=_CHECK_WAIT_S)
+
+    def _check_soon(self, owner: str, installation: Installation) -> asyncio.Task[None] | None:
+        task = self._checks.get(owner)
+        if task is None:
+            if asyncio.get_running_loop().time() < self._not_before.get(owner, 0.0):
+                return None
+            task = asyncio.create_task(self._check(owner, installation), name="installation-check")
+            self._checks[owner] = task
+            task.add_done_callback(lambda _: self._checks.pop(owner, None))
+        return task
+
+    async def _check(self, owner: str, installation: Installation) -> None:
+        try:
+            if await self._store.paused(owner):
+                return
+            lead = await self._store.lease(f"o:{owner}")
+            if lead is None:
+                await asyncio.sleep(POLL_S)
+                return
+            try:
+                async with kept(self._store, lead), self._turns.turn(owner):
+                    found = await self._github.installation(installation.id)
+                if found.login.lower() == owner:
+                    await self._keep(lead, owner, found)
+                else:
+                    await self._store.drop_owner(lead, owner)
+            except InstallationGoneError:
+                await self._store.drop_owner(lead, owner)
+            finally:
+                with contextlib.suppress(StoreError):
+                    await self._store.release(lead)
+            self._not_before.pop(owner, None)
+        except (GitHubError, StoreError) as error:
+            self._not_before[owner] = asyncio.get_running_loop().time() + self._cooldown_s
+            if isinstance(error, GitHubRateLimitedError):
+                with contextlib.suppress(StoreError):
+                    await pause_for(self._store, owner, error)
+            _log.warning(
+                "an installation could not be looked at; its last picture is served",
+                extra={"owner": owner, "code": error.code, "cause": str(error)},
+            )
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(max(0.5, self._ttl_s / 20))
+            with contextlib.suppress(StoreError):
+                await self._watch_once()
+
+    async def _watch_once(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for owner, used in list(self._in_use.items()):
+            if now - used > 2 * self._ttl_s:
+                del self._in_use[owner]
+                self._not_before.pop(owner, None)
+                continue
+            known = await self._known(owner)
+            if known is not None and self._store.now() - known.checked_at > self._ttl_s / 2:
+                self._check_soon(owner, known)
+
+
+async def pause_for(store: Store, owner: str, error: GitHubRateLimitedError) -> None:
+    """Keep everyone from calling GitHub for as long as it asked."""
+    await store.pause(None if error.whole_app else owner, seconds=error.retry_after_s or 60.0)
+
+
+def again(error: BrokerError) -> BrokerError:
+    """Return an error of the same meaning, for another one who waits.
+
+    One instance raised in many tasks would grow a traceback with each of them.
+    """
+    twin = type(error).__new__(type(error))
+    twin.__dict__.update(error.__dict__)
+    twin.args = error.args
+    return twin

@@ -1,0 +1,403 @@
+"""Mint once: of all callers and replicas that need a token of one scope, one leads and the others wait.
+
+The leader runs detached from its callers, holds the store's lease, renews it, and stores its result
+only if the lease is still its own (COMMIT compares the nonce). Anything but a stored result dies:
+it is revoked at GitHub, and nobody gets it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from broker import errors
+from broker.errors import (
+    BrokerError,
+    GitHubError,
+    GitHubRateLimitedError,
+    GitHubTimeoutError,
+    InstallationGoneError,
+    NotInstalledError,
+    OvertakenError,
+    RateLimitedError,
+    StoreError,
+    UntrustedReplyError,
+)
+from broker.issuing.installations import POLL_S, Installations, again, kept, pause_for
+from broker.issuing.minted import check_minted
+from broker.issuing.turns import Turns
+from broker.model import (
+    Failure,
+    Grant,
+    Installation,
+    LiveToken,
+    MintedToken,
+    RepositoryName,
+    Scope,
+    Secret,
+    token_sha256,
+)
+from broker.ports import (
+    AuditEvent,
+    Changed,
+    CommitResult,
+    Event,
+    GitHub,
+    Lead,
+    MintBudget,
+    OverBudget,
+    Paused,
+    ReadQuery,
+    Snapshot,
+    Store,
+    Wait,
+)
+
+_log = logging.getLogger(__name__)
+
+CLOCK_TOLERANCE_S: Final = 2.0
+_TOKEN_LIFE_S: Final = 3600.0
+_DATE_TRUST_S: Final = 300.0
+_FLIGHT_S: Final = 60.0
+_REVOKE_FOR_S: Final = 60.0
+_PROBE_FOR_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class MintSettings:
+    """What a mint goes by.
+
+    Attributes:
+        cooldown_s: a scope that failed is not asked for again for so long.
+        budget_per_minute: fresh mints that one key may cause.
+        accept_implicit: read permissions that GitHub may add by itself.
+        probe_git: try a new token against git's endpoint before it is kept.
+    """
+
+    cooldown_s: float
+    budget_per_minute: int
+    accept_implicit: frozenset[str] = frozenset()
+    probe_git: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    task: "asyncio.Task[str | BrokerError]"
+    key_id: str
+    ahead: bool
+
+
+class Minter:
+    """Mints tokens, one at a time per scope.
+
+    Args:
+        store: leases, the cache, the register of live tokens.
+        github: mints and revokes.
+        installations: finds the installation of an owner.
+        turns: bounds concurrent calls to GitHub.
+        settings: see ``MintSettings``.
+        grant_hint: returns how to install the app or extend it, for people, once that is known.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        github: GitHub,
+        installations: Installations,
+        turns: Turns,
+        settings: MintSettings,
+        *,
+        grant_hint: Callable[[], str | None],
+    ) -> None:
+        self._store = store
+        self._github = github
+        self._installations = installations
+        self._turns = turns
+        self._settings = settings
+        self._grant_hint = grant_hint
+        self._flights: dict[str, _Flight] = {}
+        self._dying: set[asyncio.Task[None]] = set()
+
+    async def stop(self) -> None:
+        """Wait for mints in flight and for late revocations, within the time that a shutdown has."""
+        running = [flight.task for flight in self._flights.values()]
+        if running:
+            await asyncio.wait(running, timeout=15)
+        if self._dying:
+            await asyncio.wait(self._dying, timeout=10)
+
+    async def mint(self, grant: Grant, seen: Snapshot) -> str:
+        """Return the SHA-256 of a token that is newer than what ``seen`` found.
+
+        Cancelling the caller does not end the mint.
+
+        Raises:
+            BrokerError: why there is none.
+        """
+        while True:
+            flight = self._flights.get(grant.scope.id) or self._start(grant, seen, ahead=False)
+            outcome = await asyncio.shield(flight.task)
+            if not isinstance(outcome, BrokerError):
+                return outcome
+            others = flight.key_id != grant.key_id and isinstance(outcome, RateLimitedError)
+            if not others and not flight.ahead:
+                raise again(outcome)
+            # Another key's budget, or a refresh that nobody waited for, says nothing about this call.
+            if self._flights.get(grant.scope.id) is flight:
+                await asyncio.sleep(0)
+
+    def mint_ahead(self, grant: Grant, seen: Snapshot) -> None:
+        """Begin to replace a token that is still good; nobody waits for it."""
+        if grant.scope.id not in self._flights:
+            self._start(grant, seen, ahead=True)
+
+    def _start(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> _Flight:
+        scope_id = grant.scope.id
+        task = asyncio.create_task(self._fly(grant, seen, ahead=ahead), name="mint")
+        flight = _Flight(task, grant.key_id, ahead)
+        self._flights[scope_id] = flight
+        task.add_done_callback(lambda _: self._flights.pop(scope_id, None))
+        return flight
+
+    async def _fly(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> str | BrokerError:
+        """Lead, or wait for who leads; the outcome is returned, not raised, as many may wait for it."""
+        try:
+            async with asyncio.timeout(_FLIGHT_S):
+                return await self._lead_or_follow(grant, seen, ahead=ahead)
+        except BrokerError as error:
+            return error
+        except TimeoutError:
+            return GitHubTimeoutError(f"no token for a scope of {grant.scope.owner} within {_FLIGHT_S:g} s")
+        except Exception as error:
+            _log.exception("a mint failed unexpectedly")
+            return BrokerError(f"a mint failed unexpectedly: {type(error).__name__}")
+
+    async def _lead_or_follow(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
+        scope = grant.scope
+        before = seen.raw_token()
+        budget = MintBudget(grant.key_id, self._settings.budget_per_minute)
+        while True:
+            match await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead):
+                case Lead() as lead:
+                    return await self._lead(lead, grant, seen, ahead=ahead)
+                case Paused(retry_after_s):
+                    raise GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
+                case OverBudget(retry_after_s):
+                    raise RateLimitedError(
+                        "the key's budget of fresh mints is used up",
+                        public="This key has asked for too many new tokens this minute.",
+                        retry_after_s=retry_after_s,
+                    )
+                case Failure() as failure:
+                    raise error_of(failure)
+                case Wait():
+                    await asyncio.sleep(POLL_S)
+                case Changed():
+                    pass
+            seen = await self._store.read(ReadQuery(scope=scope))
+            if seen.raw_token() != before:
+                token = seen.token()
+                if token is not None:
+                    return token.sha256
+                before = seen.raw_token()
+
+    # -- leading ---------------------------------------------------------------------------------
+
+    async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
+        async with kept(self._store, lead) as ours:
+            try:
+                token, minted = await self._new_token(lead, grant.scope, seen, ours)
+                return await self._keep(lead, grant, token, minted, seen)
+            except BrokerError as error:
+                error = self._with_hint(error)
+                with contextlib.suppress(StoreError):
+                    if isinstance(error, GitHubRateLimitedError):
+                        await pause_for(self._store, grant.scope.owner, error)
+                    if isinstance(error, GitHubError):
+                        await self._store.fail(
+                            lead,
+                            grant.scope,
+                            Failure(error.code, error.public, error.retry_after_s),
+                            cooldown_s=self._settings.cooldown_s,
+                            ahead=ahead,
+                        )
+                    else:
+                        await self._store.release(lead)
+                _log.warning("no token could be minted", extra={"code": error.code, "cause": str(error)})
+                raise error from None
+
+    def _with_hint(self, error: BrokerError) -> BrokerError:
+        if type(error) in {NotInstalledError, InstallationGoneError} and "renamed" not in error.public:
+            hint = self._grant_hint()
+            if hint:
+                return NotInstalledError(str(error), public=f"{error.public} {hint}")
+        return error
+
+    async def _new_token(
+        self, lead: Lead, scope: Scope, seen: Snapshot, ours: Callable[[], bool]
+    ) -> tuple[LiveToken, MintedToken]:
+        """Mint and check; a stale installation id is looked up again once, in the same call."""
+        probe = RepositoryName(*scope.repositories[0].split("/")) if scope.repositories else None
+        installation = seen.installation()
+        if installation is None:
+            installation = await self._installations.find(scope.owner, probe)
+        try:
+            minted = await self._mint(scope, installation, ours)
+        except InstallationGoneError:
+            installation = await self._installations.find(scope.owner, probe, not_id=installation.id)
+            minted = await self._mint(scope, installation, ours)
+        try:
+            token = check_minted(
+                minted,
+                scope,
+                installation_id=installation.id,
+                epoch=lead.epoch,
+                accept_implicit=self._settings.accept_implicit,
+            )
+        except UntrustedReplyError as error:
+            _log.critical("a token that is not what was asked for is revoked", extra={"cause": str(error)})
+            self._let_die(minted.token, scope, reason=str(error))
+            raise
+        if self._settings.probe_git and token.repositories and "contents" in token.permissions:
+            await self._wait_until_accepted(token)
+        return token, minted
+
+    async def _mint(self, scope: Scope, installation: Installation, ours: Callable[[], bool]) -> MintedToken:
+        if installation.foreign:
+            raise errors.BlockedError("the owner's account changed", public=OWNER_CHANGED)
+        if installation.suspended:
+            raise errors.InstallationSuspendedError
+        async with self._turns.turn(scope.owner):
+            if not ours():
+                raise OvertakenError("the lease was lost before GitHub was asked", retry_after_s=1.0)
+            return await self._github.mint(
+                installation.id,
+                repositories=None
+                if scope.repositories is None
+                else [name.partition("/")[2] for name in scope.repositories],
+                permissions=scope.permissions,
+            )
+
+    async def _wait_until_accepted(self, token: LiveToken) -> None:
+        """Try a new token against git's endpoint until it is accepted, or ``_PROBE_FOR_S`` have passed."""
+        deadline = asyncio.get_running_loop().time() + _PROBE_FOR_S
+        delay = 0.1
+        with contextlib.suppress(GitHubError):
+            while token.repositories and not await self._github.probe_git(token.token, token.repositories[0]):
+                if asyncio.get_running_loop().time() + delay > deadline:
+                    return
+                await asyncio.sleep(delay)
+                delay = min(1.0, delay * 2)
+
+    async def _keep(
+        self, lead: Lead, grant: Grant, token: LiveToken, minted: MintedToken, seen: Snapshot
+    ) -> str:
+        scope = grant.scope
+        offset = gh_offset(minted, store_now=self._store.now())
+        moved = offset is not None and abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
+        event = AuditEvent(
+            Event.TOKEN_MINTED,
+            key_id=grant.key_id,
+            key_name=grant.key_name,
+            owner=scope.owner,
+            repositories=token.repositories,
+            permissions=token.permissions,
+            installation_id=token.installation_id,
+            token_sha256=token.sha256,
+            expires_at=token.expires_at,
+        )
+        try:
+            result = await self._store.commit(
+                lead,
+                scope,
+                token,
+                gh_offset=offset if moved and offset is not None else seen.gh_offset,
+                moved=moved,
+                event=event,
+            )
+        except StoreError:
+            self._let_die(token.token, scope, reason="the store did not keep it")
+            raise
+        if result is CommitResult.OK:
+            return token.sha256
+        self._let_die(token.token, scope, reason=f"it came too late: {result}")
+        if result is CommitResult.BLOCKED:
+            raise errors.BlockedError
+        # Something ended the scope, or the lease, while GitHub worked: callers look again and, if they
+        # still may, mint anew.
+        raise OvertakenError(f"a mint was overtaken: {result}", retry_after_s=1.0)
+
+    # -- dying -----------------------------------------------------------------------------------
+
+    def _let_die(self, token: Secret, scope: Scope, *, reason: str) -> None:
+        """Revoke a token that nobody got, detached, for up to a minute."""
+        event = AuditEvent(
+            Event.TOKEN_REVOKED,
+            owner=scope.owner,
+            repositories=scope.repositories,
+            permissions=scope.permissions,
+            token_sha256=token_sha256(token),
+            reason=reason[:200],
+        )
+
+        async def revoke() -> None:
+            delay = 0.5
+            deadline = asyncio.get_running_loop().time() + _REVOKE_FOR_S
+            while asyncio.get_running_loop().time() < deadline:
+                try:
+                    await self._github.revoke(token)
+                except GitHubError as error:
+                    _log.warning("a late token is not revoked yet", extra={"cause": str(error)})
+                    await asyncio.sleep(delay)
+                    delay = min(10.0, 2 * delay)
+                    continue
+                with contextlib.suppress(StoreError):
+                    await self._store.record([event])
+                return
+            _log.error(
+                "a late token could not be revoked; nobody has it and it expires within the hour",
+                extra={"token_sha256": event.token_sha256},
+            )
+
+        task = asyncio.create_task(revoke(), name="late-revocation")
+        self._dying.add(task)
+        task.add_done_callback(self._dying.discard)
+
+
+OWNER_CHANGED: Final = (
+    "Another GitHub account now has this owner's name. An admin of the broker has to accept it first."
+)
+
+
+def gh_offset(minted: MintedToken, *, store_now: float) -> float | None:
+    """Return GitHub's clock minus the store's, in seconds, as a mint shows it.
+
+    ``Date`` is believed if the expiry agrees with it (a token lives one hour); a proxy may have made it
+    up. Otherwise the expiry itself tells.
+    """
+    by_expiry = minted.expires_at - _TOKEN_LIFE_S
+    github_now = minted.github_now
+    if github_now is None or abs(github_now - by_expiry) > _DATE_TRUST_S:
+        github_now = by_expiry
+    return github_now - store_now
+
+
+_BY_CODE: Final = {
+    kind.code: kind
+    for kind in (
+        errors.NotInstalledError,
+        errors.InstallationSuspendedError,
+        errors.PermissionNotGrantedError,
+        errors.GitHubRateLimitedError,
+        errors.GitHubRejectedAppError,
+        errors.GitHubUnavailableError,
+    )
+}
+
+
+def error_of(failure: Failure) -> BrokerError:
+    """Return a kept failure as the error it was."""
+    kind = _BY_CODE.get(failure.code, errors.GitHubUnavailableError)
+    return kind("failed a moment ago", public=failure.public, retry_after_s=failure.retry_after_s)

@@ -1,0 +1,170 @@
+"""Listing: which repositories the app can reach and a caller may ask for.
+
+GitHub is asked with a token of the broker's own (``metadata: read``), which is never handed out.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from broker.access.policy import parse_pattern, reaches
+from broker.errors import (
+    BlockedError,
+    InstallationSuspendedError,
+    InvalidRequestError,
+    NotInstalledError,
+    OvertakenError,
+    StoreUnavailableError,
+)
+from broker.issuing.installations import Installations
+from broker.issuing.minting import Minter
+from broker.model import ApiKeyRecord, Grant, LiveToken, Repository, Scope
+from broker.ports import GitHub, Page, ReadQuery, Store
+
+_CALLS_PER_REQUEST: Final = 10
+_ATTEMPTS: Final = 4
+_OWNERS_TTL_S: Final = 60.0
+_MIN_LIFE_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reachable:
+    """A repository and the installation that reaches it."""
+
+    repository: Repository
+    installation_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """Where a list goes on: the owner, GitHub's page, the index in it."""
+
+    owner: str = ""
+    page: int = 1
+    index: int = 0
+
+    def cursor(self) -> str:
+        text = json.dumps([self.owner, self.page, self.index], separators=(",", ":"))
+        return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+
+    @classmethod
+    def parse(cls, cursor: str | None) -> "_Position":
+        if cursor is None:
+            return cls()
+        try:
+            match json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))):
+                case [str(owner), int(page), int(index)] if page >= 1 and index >= 0:
+                    return cls(owner, page, index)
+        except (binascii.Error, ValueError, RecursionError):
+            pass
+        raise InvalidRequestError(public="cursor: not one that this list gave.")
+
+
+class RepositoryList:
+    """Pages through the repositories that a caller may ask for.
+
+    Args:
+        store: the cache.
+        github: the list.
+        minter: the broker's own tokens.
+        installations: finds and watches owners.
+        host: of the scopes.
+        allowed_owners: lower case; None for all.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        github: GitHub,
+        minter: Minter,
+        installations: Installations,
+        *,
+        host: str,
+        allowed_owners: frozenset[str] | None,
+    ) -> None:
+        self._store = store
+        self._github = github
+        self._minter = minter
+        self._installations = installations
+        self._host = host
+        self._allowed_owners = allowed_owners
+        self._owners: tuple[float, tuple[str, ...]] | None = None
+
+    async def page(self, caller: ApiKeyRecord, *, cursor: str | None, limit: int) -> Page[Reachable]:
+        """Return at most ``limit`` repositories from ``cursor`` on; a page may be short.
+
+        Raises:
+            InvalidRequestError: the cursor is not one of this list.
+            BrokerError: GitHub or the store cannot be asked.
+        """
+        at = _Position.parse(cursor)
+        found: list[Reachable] = []
+        calls = 0
+        for owner in await self._owners_of(caller):
+            if owner < at.owner:
+                continue
+            if owner > at.owner:
+                at = _Position(owner)
+            token = await self._own_token(caller, owner)
+            while token is not None:
+                if calls == _CALLS_PER_REQUEST:
+                    return Page(tuple(found), at.cursor())
+                calls += 1
+                part = await self._github.installation_repositories(token.token, page=at.page)
+                for index, repository in enumerate(part.repositories[at.index :], at.index):
+                    if not reaches(caller.repositories, repository.full_name.lower()):
+                        continue
+                    if len(found) == limit:
+                        return Page(tuple(found), _Position(owner, at.page, index).cursor())
+                    found.append(Reachable(repository, token.installation_id))
+                if part.next_page is None:
+                    break
+                at = _Position(owner, part.next_page)
+        return Page(tuple(found))
+
+    async def _owners_of(self, caller: ApiKeyRecord) -> tuple[str, ...]:
+        owners = {parse_pattern(pattern)[0] for pattern in caller.repositories}
+        if "*" in owners:
+            owners = set(await self._all_owners())
+        if self._allowed_owners is not None:
+            owners &= self._allowed_owners
+        return tuple(sorted(owners))
+
+    async def _all_owners(self) -> tuple[str, ...]:
+        now = asyncio.get_running_loop().time()
+        if self._owners is None or self._owners[0] < now:
+            installed = await self._github.installations()
+            logins = tuple(one.login.lower() for one in installed if not one.suspended)
+            self._owners = (now + _OWNERS_TTL_S, logins)
+        return self._owners[1]
+
+    async def _own_token(self, caller: ApiKeyRecord, owner: str) -> LiveToken | None:
+        """Return a token for the broker's own list call; None where nothing may be listed."""
+        scope = Scope.of_owner(self._host, owner, ("metadata",))
+        grant = Grant(caller.id, caller.name, scope)
+        self._installations.used(owner)
+        for _ in range(_ATTEMPTS):
+            seen = await self._store.read(ReadQuery(scope=scope))
+            if seen.blocked() is not None:
+                return None
+            installation = seen.installation()
+            if installation is not None and (installation.foreign or installation.suspended):
+                return None
+            token = seen.token() if installation is not None else None
+            if (
+                token is not None
+                and installation is not None
+                and token.installation_id == installation.id
+                and token.expires_at - (seen.now + seen.gh_offset) >= _MIN_LIFE_S
+            ):
+                return token
+            try:
+                await self._minter.mint(grant, seen)
+            except OvertakenError:
+                continue
+            except (NotInstalledError, BlockedError, InstallationSuspendedError):
+                return None
+        raise StoreUnavailableError("an owner's token kept changing", retry_after_s=1.0)

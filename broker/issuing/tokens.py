@@ -1,0 +1,310 @@
+"""Issuing: authorize, obtain, audit, release; one place, one order, on every call, warm or cold.
+
+A request's way: READ one snapshot → the key is that key and has not ended → policy → block → the
+owner's installation → the cached token, if it is good → HAND → answer. Whoever had to wait for a
+mint comes back to READ, so no token leaves on a decision that is older than the token.
+"""
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Final
+
+from broker.access.keys import PresentedKey
+from broker.access.limits import RateLimiter
+from broker.access.policy import authenticate, authorize
+from broker.audit import Auditor
+from broker.errors import (
+    BlockedError,
+    BrokerError,
+    GitHubTimeoutError,
+    InstallationSuspendedError,
+    InvalidApiKeyError,
+    OvertakenError,
+    StoreUnavailableError,
+)
+from broker.issuing.installations import Installations
+from broker.issuing.minting import OWNER_CHANGED, Minter, error_of
+from broker.model import ApiKeyRecord, Grant, Installation, LiveToken, Scope
+from broker.ports import AuditEvent, Event, HandResult, ReadQuery, Snapshot, Store
+
+_ATTEMPTS: Final = 6
+_STALE_ATTEMPTS: Final = 3
+_HANDED_REMEMBERED: Final = 100_000
+REFRESH_GATE_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, for the audit."""
+
+    request_id: str
+    client_ip: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """What a caller asks for.
+
+    Attributes:
+        min_ttl_s: least remaining life that the caller accepts, seconds.
+        refresh: the caller says that the cached token is bad.
+    """
+
+    scope: Scope
+    min_ttl_s: int = 0
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A token on its way to a caller."""
+
+    token: LiveToken
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IssueSettings:
+    """What issuing goes by; all in seconds.
+
+    Attributes:
+        min_ttl_s: no cached token with less life is handed out.
+        refresh_ahead_s: from so long before expiry one refresh runs in the background.
+        timeout_s: for a whole request.
+        allowed_owners: lower case; None serves all.
+    """
+
+    min_ttl_s: float
+    refresh_ahead_s: float
+    timeout_s: float
+    allowed_owners: frozenset[str] | None
+
+
+class Issuer:
+    """The use case of the product.
+
+    Args:
+        store: one READ decides, one HAND releases.
+        admin: the record that stands for ``BROKER_ADMIN_KEY``, if one is configured.
+        minter: makes tokens when the cache has none that is good.
+        installations: watches owners.
+        limits: per-key limits.
+        auditor: records.
+        settings: see ``IssueSettings``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        admin: ApiKeyRecord | None,
+        minter: Minter,
+        installations: Installations,
+        limits: RateLimiter,
+        auditor: Auditor,
+        settings: IssueSettings,
+    ) -> None:
+        self._store = store
+        self._admin = admin
+        self._minter = minter
+        self._installations = installations
+        self._limits = limits
+        self._auditor = auditor
+        self._settings = settings
+        self._handed: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    # -- who asks --------------------------------------------------------------------------------
+
+    async def identify(self, presented: PresentedKey) -> ApiKeyRecord:
+        """Return the caller's record.
+
+        Raises:
+            InvalidApiKeyError: unknown, wrong, expired or revoked.
+            StoreError: the store cannot tell; also for the key from the settings.
+        """
+        snapshot = await self._store.read(ReadQuery(key_id=presented.id))
+        return self._authenticated(presented, snapshot)
+
+    async def admitted(self, presented: PresentedKey) -> ApiKeyRecord:
+        """Return the caller's record and count the request against the key's own limit.
+
+        Raises:
+            BrokerError: as ``identify``; ``RateLimitedError``.
+        """
+        caller = await self.identify(presented)
+        await self._limits.take(caller)
+        return caller
+
+    async def who(self, presented: PresentedKey) -> tuple[ApiKeyRecord, int | None]:
+        """Return the caller's record and when it was last used (Unix seconds, to the minute).
+
+        Raises:
+            BrokerError: as ``admitted``.
+        """
+        caller = await self.admitted(presented)
+        entry = await self._store.find_key(caller.id)
+        return caller, entry.last_used_at if entry else None
+
+    def _authenticated(self, presented: PresentedKey, snapshot: Snapshot) -> ApiKeyRecord:
+        record = snapshot.key()
+        if self._admin is not None and presented.id == self._admin.id:
+            record = self._admin
+        caller = authenticate(presented, record, now=snapshot.now)
+        self._auditor.used(caller.id, snapshot.now)
+        return caller
+
+    # -- issuing ---------------------------------------------------------------------------------
+
+    async def issue(self, presented: PresentedKey, request: TokenRequest, origin: Origin) -> Issued:
+        """Return a token for ``request``, or raise why there is none; either is audited.
+
+        Raises:
+            BrokerError: one of the contract's refusals.
+        """
+        caller: list[ApiKeyRecord] = []
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await self._issue(presented, request, origin, caller)
+        except TimeoutError:
+            error: BrokerError = GitHubTimeoutError("the request's time is up while GitHub is asked")
+            await self._denied(error, caller, request.scope, origin)
+            raise error from None
+        except BrokerError as error:
+            await self._denied(error, caller, request.scope, origin)
+            raise
+
+    async def _issue(
+        self, presented: PresentedKey, request: TokenRequest, origin: Origin, who: list[ApiKeyRecord]
+    ) -> Issued:
+        scope = request.scope
+        fresh: str | None = None
+        refresh = request.refresh
+        stale = 0
+        for attempt in range(_ATTEMPTS):
+            seen = await self._store.read(ReadQuery(presented.id, scope))
+            caller = self._authenticated(presented, seen)
+            who[:] = [caller]
+            if attempt == 0:
+                await self._limits.take(caller)
+            grant = authorize(caller, scope, allowed_owners=self._settings.allowed_owners)
+            if seen.blocked() is not None:
+                raise BlockedError
+            installation = seen.installation()
+            if installation is not None:
+                _serves(installation)
+                self._installations.used(scope.owner)
+                if attempt == 0 and self._installations.is_old(installation):
+                    await self._installations.renewed(scope.owner, installation)
+                    continue
+            token = self._good(seen, installation, request, fresh)
+            if token is not None and refresh and token.sha256 != fresh:
+                refresh = False
+                if await self._store.refresh_gate(scope, seconds=REFRESH_GATE_S):
+                    token = None
+            elif token is None and fresh is None and (failure := seen.failure()) is not None:
+                raise error_of(failure)
+            if token is None:
+                try:
+                    fresh = await self._minter.mint(grant, seen)
+                except OvertakenError:
+                    if attempt + 1 == _ATTEMPTS:
+                        raise
+                continue
+            match await self._hand(grant, token, seen, origin, cached=token.sha256 != fresh):
+                case HandResult.STALE:
+                    stale += 1
+                    if stale > _STALE_ATTEMPTS:
+                        break
+                case HandResult.GONE:
+                    await self._store.drop_token(seen)
+                case _:
+                    self._refresh_ahead(grant, token, seen)
+                    return Issued(token, cached=token.sha256 != fresh)
+        raise StoreUnavailableError("what this request rests on kept changing", retry_after_s=1.0)
+
+    def _good(
+        self,
+        seen: Snapshot,
+        installation: Installation | None,
+        request: TokenRequest,
+        fresh: str | None,
+    ) -> LiveToken | None:
+        """Return the cached token if it is the installation's and lives long enough by GitHub's clock."""
+        if installation is None:
+            return None
+        token = seen.token()
+        if token is None or token.installation_id != installation.id:
+            return None
+        if token.sha256 == fresh:
+            return token  # a token just minted satisfies any min_ttl, else a wrong clock mints for ever
+        left = token.expires_at - (seen.now + seen.gh_offset)
+        return token if left >= max(request.min_ttl_s, self._settings.min_ttl_s) else None
+
+    def _refresh_ahead(self, grant: Grant, token: LiveToken, seen: Snapshot) -> None:
+        left = token.expires_at - (seen.now + seen.gh_offset)
+        if left < self._settings.refresh_ahead_s and not seen.refresh_failed():
+            self._minter.mint_ahead(grant, seen)
+
+    async def _hand(
+        self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
+    ) -> HandResult:
+        event = AuditEvent(
+            Event.TOKEN_ISSUED,
+            request_id=origin.request_id,
+            client_ip=origin.client_ip,
+            key_id=grant.key_id,
+            key_name=grant.key_name,
+            owner=grant.scope.owner,
+            repositories=token.repositories,
+            permissions=token.permissions,
+            installation_id=token.installation_id,
+            token_sha256=token.sha256,
+            expires_at=token.expires_at,
+            cached=cached,
+        )
+        name = (token.sha256, grant.key_id)
+        result = HandResult.AGAIN
+        if name not in self._handed:
+            result = await self._store.hand(token, epoch=seen.epoch, event=replace(event, count=1))
+            if result in {HandResult.STALE, HandResult.GONE}:
+                return result
+            self._handed[name] = None
+            if len(self._handed) > _HANDED_REMEMBERED:
+                self._handed.popitem(last=False)
+        self._auditor.issued(event, first=result is HandResult.FIRST)
+        return result
+
+    async def _denied(
+        self, error: BrokerError, caller: list[ApiKeyRecord], scope: Scope, origin: Origin
+    ) -> None:
+        who = caller[0] if caller else None
+        event = AuditEvent(
+            Event.TOKEN_DENIED,
+            request_id=origin.request_id,
+            client_ip=origin.client_ip,
+            key_id=who.id if who else None,
+            key_name=who.name if who else None,
+            owner=scope.owner,
+            repositories=scope.repositories,
+            permissions=scope.permissions,
+            code=error.code,
+            reason=str(error)[:200],
+        )
+        if who is None or isinstance(error, InvalidApiKeyError):
+            self._auditor.log(event)  # before authentication: strangers can't fill the store
+        else:
+            await self._auditor.denied(event)
+
+
+def _serves(installation: Installation) -> None:
+    """Let an installation through that serves.
+
+    Raises:
+        BlockedError: the account is not the one first seen under this login.
+        InstallationSuspendedError: the owner suspended the app.
+    """
+    if installation.foreign:
+        raise BlockedError("the owner's account changed", public=OWNER_CHANGED)
+    if installation.suspended:
+        raise InstallationSuspendedError

@@ -1,0 +1,78 @@
+"""Fair turns: bounds concurrent calls to GitHub, in all and per owner; no I/O."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class Turns:
+    """Hands out turns round robin between owners, so that one owner's flood delays only itself.
+
+    Args:
+        total: most turns at once.
+        per_owner: most turns of one owner at once (GitHub's secondary limit counts per installation).
+    """
+
+    def __init__(self, *, total: int, per_owner: int) -> None:
+        self._total = total
+        self._per_owner = per_owner
+        self._running: dict[str, int] = {}
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @asynccontextmanager
+    async def turn(self, owner: str) -> AsyncIterator[None]:
+        """Wait for a turn of ``owner`` and hold it."""
+        await self._take(owner)
+        try:
+            yield
+        finally:
+            self._give_back(owner)
+
+    def _free(self, owner: str) -> bool:
+        return sum(self._running.values()) < self._total and self._running.get(owner, 0) < self._per_owner
+
+    async def _take(self, owner: str) -> None:
+        if self._free(owner) and owner not in self._waiting:
+            self._running[owner] = self._running.get(owner, 0) + 1
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._give_back(owner)  # the turn came in the moment of the cancellation
+            else:
+                self._forget(owner, future)
+            raise
+
+    def _forget(self, owner: str, future: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(owner)
+        if queue is not None and future in queue:
+            queue.remove(future)
+            if not queue:
+                del self._waiting[owner]
+
+    def _give_back(self, owner: str) -> None:
+        left = self._running[owner] - 1
+        if left:
+            self._running[owner] = left
+        else:
+            del self._running[owner]
+        self._wake()
+
+    def _wake(self) -> None:
+        for owner in list(self._waiting):
+            queue = self._waiting[owner]
+            if not self._free(owner):
+                continue
+            future = queue.popleft()
+            self._waiting.move_to_end(owner)
+            if not queue:
+                del self._waiting[owner]
+            if not future.cancelled():
+                self._running[owner] = self._running.get(owner, 0) + 1
+                future.set_result(None)
+            if sum(self._running.values()) >= self._total:
+                return

@@ -1,0 +1,107 @@
+"""Logs: one line an event, as JSON or for a terminal, redacted; writes to stderr."""
+
+import json
+import logging
+import re
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from broker.access import keys
+
+_REDACTIONS: Final = (
+    (re.compile(keys.PATTERN), "ghbk_[redacted]"),
+    # No length or alphabet of a GitHub token is promised; today's hold dots, dashes and underscores.
+    (re.compile(r"gh[a-z]_[A-Za-z0-9._-]{20,}"), "ghs_[redacted]"),
+    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "[redacted JWT]"),
+    (
+        re.compile(
+            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
+        "[redacted key]",
+    ),
+    (
+        re.compile(r"(?i)\b(authorization|proxy-authorization)(['\"]?\s*[:=]\s*['\"]?)\S+(?:\s+[^\s'\",]+)?"),
+        r"\1\2[redacted]",
+    ),
+    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1[redacted]@"),
+)
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without anything that looks like a secret of this product."""
+    for pattern, instead in _REDACTIONS:
+        text = pattern.sub(instead, text)
+    return text
+
+
+class _Formatter(logging.Formatter):
+    """Gathers message, fields and traceback, then redacts the finished line."""
+
+    def fields(self, record: logging.LogRecord) -> dict[str, object]:
+        extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        audit = extra.pop("audit", None)
+        found: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **extra,
+        }
+        if isinstance(audit, dict):
+            found |= audit
+        if record.exc_info:
+            found["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return found
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return redact(json.dumps(self.fields(record), default=str, separators=(",", ":")))
+
+
+class ConsoleFormatter(_Formatter):
+    """One line for people; a traceback follows on lines of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        found = self.fields(record)
+        trace = found.pop("traceback", None)
+        head = f"{str(found.pop('time'))[11:23]} {str(found.pop('level')):8} {found.pop('message')}"
+        found.pop("logger")
+        found.pop("event", None)
+        line = " ".join([head, *(f"{name}={_plain(value)}" for name, value in found.items())])
+        line = _CONTROL.sub(" ", line)
+        return redact(f"{line}\n{trace}" if trace else line)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{level}" for name, level in value.items())
+    return str(value)
+
+
+def configure_logging(*, form: Literal["console", "json"] | None, level: str) -> None:
+    """Send all logs of this process to stderr, redacted.
+
+    Args:
+        form: None is ``console`` on a terminal, else ``json``.
+        level: least level of our own loggers; other libraries log from warning on (at debug: from
+            info), because their info lines hold URLs.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    chosen = form or ("console" if sys.stderr.isatty() else "json")
+    handler.setFormatter(ConsoleFormatter() if chosen == "console" else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO if level == "debug" else logging.WARNING)
+    logging.getLogger("broker").setLevel(level.upper())
+    logging.getLogger("uvicorn.error").setLevel(level.upper())

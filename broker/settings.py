@@ -1,0 +1,350 @@
+"""Settings: the only reader of the environment, of ``.env`` and of secret files.
+
+A wrong or missing setting becomes one line that names its variable; no line holds a value that could
+be a secret.
+"""
+
+import base64
+import binascii
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from broker.access import keys
+from broker.errors import BrokerError, PrivateKeyError, SettingsError
+from broker.github.private_key import AppPrivateKey, parse_private_key
+from broker.model import Secret, parse_owner
+
+PREFIX: Final = "BROKER_"
+_FILE_FIELDS: Final = (
+    "github_private_key",
+    "github_webhook_secret",
+    "encryption_keys",
+    "admin_key",
+    "store_url",
+    "proxy_url",
+)
+_MAX_SECRET_BYTES: Final = 256 * 1024
+_ENCRYPTION_KEY_BYTES: Final = 32
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_UNIT_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: object) -> object:
+    """Return seconds for ``90``, ``45s``, ``30m``, ``12h``, ``90d``; other types pass.
+
+    Raises:
+        ValueError: the text is no duration.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("write seconds, or a number with s, m, h or d, such as 90d")
+    return float(match[1]) * _UNIT_S[match[2]]
+
+
+def _split(value: object) -> object:
+    """Return the parts of a comma-separated text."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+
+
+def _secret_files(environment: Mapping[str, str | None]) -> tuple[dict[str, str], list[str]]:
+    """Read every ``BROKER_<NAME>_FILE``; return values by field, and problems.
+
+    The private key, webhook secrets and encryption keys may name several files, comma-separated.
+    """
+    values: dict[str, str] = {}
+    problems: list[str] = []
+    for name in _FILE_FIELDS:
+        direct = f"{PREFIX}{name.upper()}"
+        variable = f"{direct}_FILE"
+        named = (environment.get(variable) or "").strip()
+        if not named:
+            continue
+        if (environment.get(direct) or "").strip():
+            problems.append(f"{variable}: set this or {direct}, not both")
+            continue
+        texts: list[str] = []
+        for part in named.split(","):
+            try:
+                texts.append(_read_secret(Path(part.strip())))
+            except (OSError, ValueError) as error:
+                reason = (
+                    error.strerror if isinstance(error, OSError) else "it is no text file of a secret's size"
+                )
+                problems.append(f"{variable}: {part.strip()} cannot be read: {reason}")
+        if len(texts) == len(named.split(",")):
+            values[name] = ",".join(texts)
+    return values, problems
+
+
+def _read_secret(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(_MAX_SECRET_BYTES + 1)
+    if len(content) > _MAX_SECRET_BYTES:
+        raise ValueError("too large")
+    return content.decode().strip()
+
+
+class Settings(BaseSettings):
+    """What the operator decides; one field per variable ``BROKER_<NAME>``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        frozen=True,
+    )
+
+    github_client_id: str | None = None
+    github_app_id: str | None = None
+    github_private_key: SecretStr
+    github_webhook_secret: SecretStr | None = None
+    github_api_url: str = "https://api.github.com"
+    github_url: str = "https://github.com"
+    github_ca_file: Path | None = None
+    proxy_url: SecretStr | None = None
+    store_url: SecretStr = SecretStr("sqlite:///broker.db")
+    encryption_keys: SecretStr | None = None
+    admin_key: SecretStr | None = None
+    tls_cert_file: Path | None = None
+    tls_key_file: Path | None = None
+    trusted_proxies: Words = ()
+    allowed_owners: Words = ()
+    mint_budget: int = Field(120, ge=1, le=100_000)
+    audit_retention: Seconds = Field(90 * 86400.0, ge=3600)
+    audit_max_events: int = Field(1_000_000, ge=1000)
+    accept_implicit_permissions: Words = ()
+    request_timeout: Seconds = Field(25.0, ge=1, le=300)
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=64)
+    token_min_ttl: Seconds = Field(300.0, ge=0, le=3000)
+    token_refresh_ahead: Seconds = Field(900.0, ge=0, le=3300)
+    installation_ttl: Seconds = Field(600.0, ge=1, le=86400)
+    failure_cooldown: Seconds = Field(10.0, ge=0.1, le=600)
+    probe_new_tokens: Literal["off", "git"] = "off"
+    log_format: Literal["console", "json"] | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("github_client_id", "github_app_id")
+    @classmethod
+    def _stripped(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        value = value.strip()
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", value):
+            raise ValueError("not an id as GitHub shows it on the app's page")
+        return value
+
+    @field_validator("github_app_id")
+    @classmethod
+    def _number(cls, value: str | None) -> str | None:
+        if value is not None and not value.isdecimal():
+            raise ValueError("the App ID is a number; the Client ID goes into BROKER_GITHUB_CLIENT_ID")
+        return value
+
+    @field_validator("github_api_url", "github_url")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
+            raise ValueError("write a plain URL such as https://api.github.com")
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+            raise ValueError("must begin with https:// (http:// only for loopback hosts)")
+        return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            try:
+                ipaddress.ip_network(part)
+            except ValueError as error:
+                raise ValueError("write CIDRs such as 10.0.0.0/8, comma-separated") from error
+        return value
+
+    @field_validator("allowed_owners")
+    @classmethod
+    def _owners(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for part in value:
+            try:
+                parse_owner(part)
+            except BrokerError as error:
+                raise ValueError("write owners (logins), comma-separated") from error
+        return tuple(part.lower() for part in value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if (self.github_client_id is None) == (self.github_app_id is None):
+            raise ValueError(
+                "BROKER_GITHUB_CLIENT_ID or BROKER_GITHUB_APP_ID: exactly one is needed "
+                "(the Client ID is what GitHub recommends)"
+            )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("BROKER_TLS_CERT_FILE and BROKER_TLS_KEY_FILE: set both or none")
+        if self.token_min_ttl > self.token_refresh_ahead:
+            raise ValueError("BROKER_TOKEN_MIN_TTL must not be above BROKER_TOKEN_REFRESH_AHEAD")
+        for name in ("github_ca_file", "tls_cert_file", "tls_key_file"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{PREFIX}{name.upper()}: {path} is not a file")
+        return self
+
+    # -- what the texts mean ---------------------------------------------------------------------
+
+    @property
+    def issuer(self) -> str:
+        """``iss`` of the app JWT."""
+        return self.github_client_id or self.github_app_id or ""
+
+    @property
+    def github_host(self) -> str:
+        """Host (and port, if one is written) of ``BROKER_GITHUB_URL``, lower case."""
+        return urlsplit(self.github_url).netloc.lower()
+
+    def private_keys(self) -> tuple[AppPrivateKey, ...]:
+        """Return the app's private keys, in the order in which they are tried.
+
+        Raises:
+            PrivateKeyError: one of them is no RSA key that can sign.
+        """
+        parts = [part for part in self.github_private_key.get_secret_value().split(",") if part.strip()]
+        if not parts:
+            raise PrivateKeyError("no key in it")
+        return tuple(parse_private_key(part) for part in parts)
+
+    def encryption_secrets(self) -> tuple[bytes, ...]:
+        """Return the configured encryption keys, 32 bytes each; none if they are to be derived.
+
+        Raises:
+            ValueError: one is not the base64 of 32 bytes.
+        """
+        if self.encryption_keys is None:
+            return ()
+        secrets = []
+        for part in self.encryption_keys.get_secret_value().split(","):
+            if not part.strip():
+                continue
+            try:
+                secret = base64.b64decode(part.strip(), validate=True)
+            except binascii.Error:
+                secret = b""
+            if len(secret) != _ENCRYPTION_KEY_BYTES:
+                raise ValueError("each key is the base64 of 32 random bytes (openssl rand -base64 32)")
+            secrets.append(secret)
+        if not secrets:
+            raise ValueError("no key in it")
+        return tuple(secrets)
+
+    def webhook_secrets(self) -> tuple[Secret, ...]:
+        """Return the webhook secrets, the newest first."""
+        if self.github_webhook_secret is None:
+            return ()
+        texts = self.github_webhook_secret.get_secret_value().split(",")
+        return tuple(Secret(text.strip()) for text in texts if text.strip())
+
+    def bootstrap_key(self) -> keys.PresentedKey | None:
+        """Return what is needed to recognize ``BROKER_ADMIN_KEY``.
+
+        Raises:
+            BrokerError: it is malformed.
+        """
+        if self.admin_key is None:
+            return None
+        return keys.parse(self.admin_key.get_secret_value().strip())
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` is a loopback address or ``localhost``."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def unknown_variables() -> list[str]:
+    """Return a line for each ``BROKER_*`` variable that means nothing, with what may have been meant."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known |= {f"{PREFIX}{name.upper()}_FILE" for name in _FILE_FIELDS}
+    known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
+    known |= {"BROKER_ALLOW_INSECURE"}
+    lines = []
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            lines.append(f"{name} is not a setting" + (f"; is {close[0]} meant?" if close else ""))
+    return lines
+
+
+def _lines(error: ValidationError) -> list[str]:
+    """Return one line per problem, without the input."""
+    lines = []
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        name = "_".join(str(part) for part in problem["loc"][:1]).upper()
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "missing":
+            lines.append(f"{PREFIX}{name} (or {PREFIX}{name}_FILE) is not set")
+        else:
+            lines.append(f"{PREFIX}{name}: {message}" if name else message)
+    return lines
+
+
+def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, as a test or a flag gives them
+    """Return the settings of this process, checked as far as that goes without a network.
+
+    Raises:
+        SettingsError: one line per problem.
+    """
+    values, problems = _secret_files({**dotenv_values(".env"), **os.environ})
+    settings: Settings | None = None
+    try:
+        settings = Settings(**{**values, **overrides})
+    except ValidationError as error:
+        problems += _lines(error)
+    if settings is not None:
+        problems += _secrets_problems(settings)
+    if problems or settings is None:
+        raise SettingsError(_without_echo(problems))
+    return settings
+
+
+def _without_echo(problems: Sequence[str]) -> list[str]:
+    """Drop "is not set" where the same variable's file could not be read."""
+    files = {line.partition("_FILE:")[0] for line in problems if "_FILE:" in line}
+    return [line for line in problems if not ("is not set" in line and line.partition(" ")[0] in files)]
+
+
+def _secrets_problems(settings: Settings) -> list[str]:
+    problems = []
+    checks = (
+        ("GITHUB_PRIVATE_KEY", settings.private_keys),
+        ("ENCRYPTION_KEYS", settings.encryption_secrets),
+        ("ADMIN_KEY", settings.bootstrap_key),
+    )
+    for name, check in checks:
+        try:
+            check()
+        except (BrokerError, ValueError) as error:
+            problems.append(f"{PREFIX}{name}: {error}")
+    return problems

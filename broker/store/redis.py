@@ -1,0 +1,551 @@
+"""The raw store on Redis or Valkey (6.2 or newer): alone, behind Sentinel, or in a Cluster. Does I/O.
+
+All names begin with one hash tag, so everything lies in one Cluster slot and every verb is one script on
+one node. Three connections a process: reads, writes, and lists (audit, keys, house-keeping). Each is
+used by one ``Batcher``, which merges what a loop turn wants into one round trip and bounds its time.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from broker.errors import InvalidRequestError, StoreUnavailableError
+from broker.model import Secret
+from broker.store import redis_scripts as scripts
+from broker.store.backend import (
+    LEASE_MS,
+    STATE_FIELDS,
+    AcquireArgs,
+    AcquireReply,
+    AuditPage,
+    AuditWant,
+    CommitArgs,
+    KeysPage,
+    KeyWriteArgs,
+    OwnerArgs,
+    Row,
+    State,
+    StoredRow,
+    View,
+    Want,
+)
+from broker.store.batch import Batcher
+from broker.store.redis_connect import Command, Link, Part, Place, Unit
+from broker.store.redis_scripts import Script
+from broker.store.redis_url import parse_redis_url
+
+MAX_PAUSE_S: Final = 3600.0
+OWNER_LIFE_S: Final = 30 * 86400.0
+_LISTS_DEADLINES: Final = 3
+_ROWS_PER_SCRIPT: Final = 200
+_AUDIT_CHUNK: Final = 500
+_SWEEP_KEYS: Final = 200
+_WRAP: Final = "dk:"
+_STREAM_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+_SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
+
+
+class RedisBackend:
+    """``Backend`` on Redis.
+
+    Args:
+        url: see ``parse_redis_url``.
+        audit_retention_s: audit events older than this are not shown, and swept.
+        audit_max_events: about so many audit events are kept.
+        deadline_s: how long a caller waits for a read or a write; lists may take three times that.
+
+    Raises:
+        SettingsError: the URL is wrong.
+    """
+
+    def __init__(
+        self,
+        url: Secret,
+        *,
+        audit_retention_s: float = 90 * 86400.0,
+        audit_max_events: int = 1_000_000,
+        deadline_s: float = 1.0,
+    ) -> None:
+        target = parse_redis_url(url.reveal())
+        self._tag = f"{{ghtb:{target.prefix}}}:"
+        self._retention_ms = int(audit_retention_s * 1000)
+        self._max_events = audit_max_events
+        self._place = Place(target, connect_timeout_s=deadline_s)
+        self._read_link = Link(self._place)
+        self._write_link = Link(self._place)
+        self._list_link = Link(self._place)
+        self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
+        self._writes: Batcher[Unit, Any] = Batcher(self._write_batch, deadline_s=deadline_s)
+        self._lists: Batcher[Unit, Any] = Batcher(self._list_batch, deadline_s=_LISTS_DEADLINES * deadline_s)
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Connect, or raise ``StoreUnavailableError``; every verb does it again by itself."""
+        ping = Unit((("PING",),))
+        await self.read(Want())
+        await self._writes.submit(ping)
+        await self._lists.submit(ping)
+
+    async def close(self) -> None:
+        """Close all; idempotent."""
+        for batcher in (self._reads, self._writes, self._lists):
+            await batcher.close()
+        for link in (self._read_link, self._write_link, self._list_link):
+            await link.close()
+
+    def _name(self, *parts: str) -> str:
+        return self._tag + ":".join(parts)
+
+    def _unit(
+        self, script: Script, keys: Sequence[str], arguments: Iterable[Part], *, replicated: bool = False
+    ) -> Unit:
+        rest: Command = (len(keys), *(self._tag + key for key in keys), *arguments)
+        return Unit(
+            (("EVALSHA", script.sha, *rest),),
+            in_full=(("EVAL", script.text, *rest),),
+            replicated=replicated,
+        )
+
+    async def _write(
+        self, script: Script, keys: Sequence[str], arguments: Iterable[Part], *, replicated: bool = False
+    ) -> Any:  # noqa: ANN401 - a script's reply
+        return await self._writes.submit(self._unit(script, keys, arguments, replicated=replicated))
+
+    async def _verdict(
+        self, script: Script, keys: Sequence[str], arguments: Iterable[Part], *, replicated: bool = False
+    ) -> str:
+        return _text(await self._write(script, keys, arguments, replicated=replicated))
+
+    async def _list(self, *command: Part) -> Any:  # noqa: ANN401 - any RESP value
+        return await self._lists.submit(Unit((command,)))
+
+    async def _write_batch(self, units: Sequence[Unit], until: float) -> Sequence[Any]:
+        return await self._write_link.talk(units, until, repeatable=False)
+
+    async def _list_batch(self, units: Sequence[Unit], until: float) -> Sequence[Any]:
+        # Nothing of what goes this way does harm twice.
+        return await self._list_link.talk(units, until, repeatable=True)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    async def load(self) -> State:
+        """Return the state, whole."""
+        state, keys = await self._lists.submit(
+            Unit(
+                (
+                    ("MULTI",),
+                    ("HGETALL", self._name("S")),
+                    ("HGETALL", self._name("K")),
+                    ("EXEC",),
+                )
+            )
+        )
+        fields = {_text(name): value for name, value in _pairs(state)}
+        found = {_text(name): value for name, value in _pairs(keys)}
+        keys_id = found.pop("!", None)
+        wraps = {name: value for name, value in found.items() if name.startswith(_WRAP)}
+        return State(fields, keys_id, wraps, holds_keys=len(found) > len(wraps))
+
+    async def initialise(self, fields: Mapping[str, bytes]) -> bool:
+        """Create the state, only where nothing of ours is."""
+        keys = ("S", "K", "KI", "U", "N", "A")
+        arguments = (fields["id"], *_flat(fields))
+        return bool(await self._write(scripts.INITIALISE, keys, arguments, replicated=True))
+
+    async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
+        """Write ``dk:`` fields to both places if the store is still this one."""
+        arguments = (store_id, *_flat(wraps))
+        return bool(await self._write(scripts.ADD_WRAPS, ("S", "K"), arguments, replicated=True))
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    async def read(self, want: Want) -> View:
+        """READ: everything that this loop turn wants, in one transaction and one round trip."""
+        return await self._reads.submit(want)
+
+    async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
+        # dict.fromkeys: a set that keeps the order, so that a reply's place says whose it is.
+        fields = tuple(dict.fromkeys((*STATE_FIELDS, *(name for want in wants for name in want.fields))))
+        keys = tuple(dict.fromkeys(("!", *(key for want in wants for key in want.keys))))
+        strings = tuple(dict.fromkeys(name for want in wants for name in want.strings))
+        commands: list[Command] = [
+            ("MULTI",),
+            ("HMGET", self._name("S"), *fields),
+            ("HMGET", self._name("K"), *keys),
+            ("TIME",),
+            ("EXEC",),
+        ]
+        if strings:
+            commands.insert(3, ("MGET", *(self._tag + name for name in strings)))
+        (reply,) = await self._read_link.talk([Unit(tuple(commands))], until, repeatable=True)
+        if isinstance(reply, Exception):
+            raise reply
+        found_fields = _present(fields, reply[0])
+        found_keys = _present(keys, reply[1])
+        found_strings = _present(strings, reply[2]) if strings else {}
+        now = _seconds(reply[-1])
+        epoch = int(found_fields.get("epoch", b"0"))
+        gh_offset = float(found_fields.get("gh_offset", b"0"))
+        return [
+            View(
+                now=now,
+                store_id=found_fields.get("id"),
+                keys_id=found_keys.get("!"),
+                epoch=epoch,
+                gh_offset=gh_offset,
+                fields=_only(want.fields, found_fields),
+                keys=_only(want.keys, found_keys),
+                strings=_only(want.strings, found_strings),
+            )
+            for want in wants
+        ]
+
+    # -- issuing ---------------------------------------------------------------------------------
+
+    async def hand(self, *, store_id: bytes, epoch: int, sha: str, key_id: str, audit: Row) -> str:
+        """HAND."""
+        return await self._verdict(
+            scripts.HAND,
+            ("S", "K", f"R:{sha}", f"KT:{key_id}", "A"),
+            (store_id, epoch, sha, key_id, self._max_events, *_event(audit)),
+        )
+
+    async def acquire(self, args: AcquireArgs) -> AcquireReply:
+        """ACQUIRE."""
+        verdict, *rest = await self._write(
+            scripts.ACQUIRE,
+            (
+                "S",
+                "K",
+                f"T:{args.scope}",
+                args.failure,
+                f"L:{args.scope}",
+                "P:app",
+                f"P:o:{args.owner}",
+                f"B:{args.budget or ''}",
+            ),
+            (
+                args.store_id,
+                args.nonce,
+                LEASE_MS,
+                *_optional(args.expected_token),
+                int(args.budget is not None),
+                args.budget_limit,
+                *args.floor,
+            ),
+        )
+        match name := _text(verdict):
+            case "paused" | "budget":
+                return AcquireReply(name, wait_s=rest[0] / 1000)
+            case "failed":
+                return AcquireReply(name, failure=rest[0])
+            case "lead":
+                return AcquireReply(name, epoch=int(rest[0]))
+            case _:
+                return AcquireReply(name)
+
+    async def lease(self, store_id: bytes, name: str, nonce: str) -> tuple[bool, int]:
+        """Take a lease if it is free."""
+        taken, epoch = await self._write(scripts.LEASE, ("S", "K", f"L:{name}"), (store_id, nonce, LEASE_MS))
+        return bool(taken), int(epoch)
+
+    async def renew(self, name: str, nonce: str) -> bool:
+        """Keep a lease that is still ours."""
+        return bool(await self._write(scripts.RENEW, (f"L:{name}",), (nonce, LEASE_MS)))
+
+    async def release(self, name: str, nonce: str) -> None:
+        """Give a lease back if it is ours."""
+        await self._write(scripts.DROP, (f"L:{name}",), (nonce,))
+
+    async def commit(self, args: CommitArgs) -> str:
+        """COMMIT."""
+        return await self._verdict(
+            scripts.COMMIT,
+            (
+                "S",
+                "K",
+                f"T:{args.scope}",
+                f"F:{args.scope}",
+                f"F:refresh:{args.scope}",
+                f"L:{args.scope}",
+                f"R:{args.sha}",
+                "RT",
+                f"OT:{args.owner}",
+                "A",
+            ),
+            (
+                args.store_id,
+                args.nonce,
+                args.epoch,
+                args.blob,
+                args.sha,
+                args.scope,
+                args.owner,
+                int(args.expires_at * 1000),
+                int(args.gh_offset is not None),
+                repr(args.gh_offset or 0.0),
+                self._max_events,
+                *_event(args.audit),
+                len(args.marks),
+                *args.marks,
+                *args.blocks,
+            ),
+            replicated=True,
+        )
+
+    async def drop_token(self, scope: str, blob: bytes) -> None:
+        """Forget the cached token of a scope if it is this one."""
+        await self._write(scripts.DROP, (f"T:{scope}",), (blob,))
+
+    async def fail(self, *, scope: str, nonce: str, failure: str, value: bytes, cooldown_s: float) -> bool:
+        """FAIL."""
+        arguments = (nonce, value, _ms(cooldown_s))
+        return bool(await self._write(scripts.FAIL, (f"L:{scope}", failure), arguments))
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """PAUSE: only ever longer."""
+        await self._write(scripts.PAUSE, (f"P:{name}",), (_ms(min(seconds, MAX_PAUSE_S)),))
+
+    async def paused(self, names: Sequence[str]) -> float:
+        """Return the seconds that the longest of some pauses still lasts, 0 for none."""
+        view = await self.read(Want(strings=tuple(f"P:{name}" for name in names)))
+        return max((float(until) - view.now for until in view.strings.values()), default=0.0)
+
+    async def gate(self, name: str, seconds: float) -> bool:
+        """Take a gate if it is free."""
+        command = ("SET", self._name("G", name), "1", "NX", "PX", _ms(seconds))
+        return await self._writes.submit(Unit((command,))) is not None
+
+    async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        """RATE: take up to ``chunk`` of this minute's ``limit``."""
+        granted, left_ms = await self._write(scripts.TAKE, (f"B:{name}",), (chunk, limit))
+        return granted, left_ms / 1000
+
+    # -- audit -----------------------------------------------------------------------------------
+
+    async def append(self, store_id: bytes, rows: Sequence[Row]) -> bool:
+        """Append audit events if the store is still this one."""
+        for start in range(0, len(rows), _ROWS_PER_SCRIPT):
+            events = [part for row in rows[start : start + _ROWS_PER_SCRIPT] for part in _event(row)]
+            if not await self._write(scripts.APPEND, ("S", "K", "A"), (store_id, self._max_events, *events)):
+                return False
+        return True
+
+    async def audit(self, want: AuditWant) -> AuditPage:
+        """Return a page of audit events.
+
+        Raises:
+            InvalidRequestError: the cursor is none of ours.
+        """
+        if want.cursor is not None and not _STREAM_ID.fullmatch(want.cursor):
+            raise InvalidRequestError(public="cursor: not one that this list gave.")
+        now_ms = int(_seconds(await self._list("TIME")) * 1000)
+        oldest = max(0, now_ms - self._retention_ms, math.ceil((want.since or 0.0) * 1000))
+        # A stream id is the millisecond and a number within it; a bare millisecond means all of it.
+        newest = "+" if want.until is None else str(math.ceil(want.until * 1000) - 1)
+        if newest.startswith("-"):
+            return AuditPage((), None)
+        rows: list[StoredRow] = []
+        cursor, looked_at = want.cursor, 0
+        while looked_at < want.scan:
+            count = min(_AUDIT_CHUNK, want.scan - looked_at)
+            after = f"({cursor}" if cursor else None
+            if want.ascending:
+                # The cursor may have grown older than what is still shown.
+                begin = after if after and cursor and int(cursor.partition("-")[0]) >= oldest else str(oldest)
+                command: Command = ("XRANGE", self._name("A"), begin, newest, "COUNT", count)
+            else:
+                command = ("XREVRANGE", self._name("A"), after or newest, str(oldest), "COUNT", count)
+            entries = await self._list(*command)
+            for place, (entry_id, parts) in enumerate(entries):
+                looked_at += 1
+                cursor = _text(entry_id)
+                row = _matching(want, cursor, dict(_pairs(parts)))
+                if row is not None:
+                    rows.append(row)
+                if len(rows) == want.limit:
+                    more = place + 1 < len(entries) or len(entries) == count
+                    return AuditPage(tuple(rows), cursor if more else None)
+            if len(entries) < count:
+                return AuditPage(tuple(rows), None)
+        return AuditPage(tuple(rows), cursor)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    async def touch(self, used: Mapping[str, int]) -> None:
+        """Write last-use times; older values never replace newer ones, unknown keys are left out."""
+        items = tuple(used.items())
+        for start in range(0, len(items), _ROWS_PER_SCRIPT):
+            arguments = [part for item in items[start : start + _ROWS_PER_SCRIPT] for part in item]
+            await self._write(scripts.TOUCH, ("K", "U"), arguments)
+
+    async def write_key(self, args: KeyWriteArgs) -> str:
+        """KEY WRITE."""
+        return await self._verdict(
+            scripts.WRITE_KEY,
+            ("S", "K", "KI", "KP", "A"),
+            (
+                args.store_id,
+                args.key_id,
+                *_optional(args.expected),
+                args.blob,
+                int(args.purge_at is not None),
+                int((args.purge_at or 0.0) * 1000),
+                int(args.narrows),
+                self._max_events,
+                *_event(args.audit),
+            ),
+            replicated=True,
+        )
+
+    async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
+        """Return a page of keys in order of creation.
+
+        Raises:
+            InvalidRequestError: the cursor is none of ours.
+        """
+        if cursor is not None and not _SEQUENCE.fullmatch(cursor):
+            raise InvalidRequestError(public="cursor: not one that this list gave.")
+        rows = await self._lists.submit(
+            self._unit(scripts.LIST_KEYS, ("KI", "K", "U"), (cursor or "0", limit + 1))
+        )
+        page = rows[:limit]
+        return KeysPage(
+            tuple(
+                (_text(key_id), blob, None if used is None else int(used))
+                for _, key_id, blob, used in page
+                if blob is not None
+            ),
+            _text(page[-1][0]) if len(rows) > limit else None,
+        )
+
+    async def last_used(self, key_id: str) -> int | None:
+        """Return the last-use time of a key, as it was given to ``touch``."""
+        used = await self._list("HGET", self._name("U"), key_id)
+        return None if used is None else int(used)
+
+    # -- owners ----------------------------------------------------------------------------------
+
+    async def pin(self, owner: str) -> bytes | None:
+        """Return the pinned account of an owner, sealed."""
+        found = await self._list("HGET", self._name("N"), owner)
+        return None if found is None else bytes(found)
+
+    async def put_owner(self, args: OwnerArgs) -> str:
+        """OWNER."""
+        return await self._verdict(
+            scripts.PUT_OWNER,
+            ("S", "K", f"L:{args.lease}", "N", f"O:{args.owner}", "I"),
+            (
+                args.store_id,
+                args.nonce,
+                args.epoch,
+                args.owner,
+                args.installation_id,
+                *_optional(args.blob),
+                _ms(OWNER_LIFE_S),
+                *_optional(args.expected_pin),
+                *_optional(args.pin),
+                *args.marks,
+            ),
+            replicated=True,
+        )
+
+    # -- keeping house ---------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Delete what has no life of its own in Redis: old audit events, purged keys, index entries."""
+        keys = ("KP", "K", "U", "KI", "RT", "A")
+        arguments = (_SWEEP_KEYS, self._retention_ms, self._max_events)
+        while await self._lists.submit(self._unit(scripts.SWEEP, keys, arguments)) == _SWEEP_KEYS:
+            pass
+        cursor = b"0"
+        while True:
+            cursor, flat = await self._list("HSCAN", self._name("I"), cursor, "COUNT", _SWEEP_KEYS)
+            pairs = [(_text(number), _text(owner)) for number, owner in _pairs(flat)]
+            if pairs:
+                owners = [f"O:{owner}" for _, owner in pairs]
+                items = [part for pair in pairs for part in pair]
+                await self._lists.submit(self._unit(scripts.SWEEP_INSTALLATIONS, ("I", *owners), items))
+            if cursor == b"0":
+                return
+
+    async def warnings(self) -> list[str]:
+        """Return what an operator should know; nothing where a managed Redis hides its configuration."""
+        policy = await self._setting("maxmemory-policy")
+        if policy is None:
+            policy = _info(await self._quietly("INFO", "memory")).get("maxmemory_policy")
+        found: list[str] = []
+        if policy not in {None, "noeviction"}:
+            found.append(
+                f"Redis may evict keys and revocations: maxmemory-policy is {policy}, set it to noeviction."
+            )
+        appended, saved = await self._setting("appendonly"), await self._setting("save")
+        if appended == "no" and saved == "":
+            found.append("Redis keeps nothing over a restart: switch on appendonly (or at least save).")
+        return found
+
+    async def _quietly(self, *command: Part) -> Any:  # noqa: ANN401 - any RESP value
+        """Return a reply, None where Redis refuses to say."""
+        try:
+            return await self._list(*command)
+        except StoreUnavailableError:
+            return None
+
+    async def _setting(self, name: str) -> str | None:
+        reply = await self._quietly("CONFIG", "GET", name)
+        return _text(reply[1]) if reply else None
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _seconds(time: Sequence[bytes]) -> float:
+    return int(time[0]) + int(time[1]) / 1_000_000
+
+
+def _ms(seconds: float) -> int:
+    """Return whole milliseconds, at least one: Redis refuses a life of 0."""
+    return max(1, round(seconds * 1000))
+
+
+def _optional(value: bytes | None) -> tuple[int, bytes]:
+    return (0, b"") if value is None else (1, value)
+
+
+def _flat(values: Mapping[str, bytes]) -> list[Part]:
+    return [part for item in values.items() for part in item]
+
+
+def _pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
+    return zip(flat[::2], flat[1::2], strict=True)
+
+
+def _present(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, bytes]:
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
+
+
+def _only(names: Sequence[str], found: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: found[name] for name in names if name in found}
+
+
+def _event(row: Row) -> tuple[str, ...]:
+    repositories = f"|{'|'.join(row.repositories)}|" if row.repositories else ""
+    return (row.event, row.key_id, row.owner, repositories, row.request_id, row.body)
+
+
+def _matching(want: AuditWant, entry_id: str, parts: Mapping[bytes, bytes]) -> StoredRow | None:
+    for wanted, name in ((want.event, b"e"), (want.key_id, b"k"), (want.request_id, b"q")):
+        if wanted is not None and parts[name] != wanted.encode():
+            return None
+    if want.repository is not None and f"|{want.repository}|".encode() not in parts[b"r"]:
+        return None
+    return StoredRow(entry_id, int(entry_id.partition("-")[0]) / 1000, parts[b"b"].decode())
+
+
+def _info(reply: bytes | None) -> dict[str, str]:
+    lines = (line.partition(":") for line in _text(reply or b"").splitlines())
+    return {name: value for name, _, value in lines}

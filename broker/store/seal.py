@@ -1,0 +1,183 @@
+"""Sealing: AES-256-GCM around everything that is stored; pure, no I/O.
+
+A random data key seals all records. It is stored only wrapped, once per key-encryption key (KEK), so
+that keys rotate without rewriting a record. A blob is ``v1 | data key number | nonce | ciphertext``;
+its associated data names the kind, the store and the entry, so that no blob opens as another.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+VERSION: Final = 1
+WRAP_PREFIX: Final = "dk:"
+_KEY_BYTES: Final = 32
+_NONCE_BYTES: Final = 12
+_HEADER_BYTES: Final = 3
+_TAG_BYTES: Final = 16
+
+
+class SealError(Exception):
+    """The blob is not what it is said to be: changed, cut, moved, or sealed by another key."""
+
+
+class Kind(StrEnum):
+    """What a blob is; each kind has its own subkey."""
+
+    TOKEN = "token"  # noqa: S105 - a kind's name
+    KEY = "key"
+    OWNER = "owner"
+    NAME = "name"
+    BLOCK = "block"
+    HOOK = "hook"
+
+
+def _derive(secret: bytes, info: str) -> bytes:
+    return HKDF(algorithm=hashes.SHA256(), length=_KEY_BYTES, salt=None, info=info.encode()).derive(secret)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class KeyEncryptionKey:
+    """A key that wraps data keys. ``fingerprint`` names it in the store and in logs."""
+
+    secret: bytes
+    fingerprint: str
+    origin: str
+
+    @classmethod
+    def of_secret(cls, secret: bytes, *, origin: str) -> "KeyEncryptionKey":
+        """Return the KEK derived from a configured encryption key or a private key's PKCS#8 DER.
+
+        Args:
+            secret: at least 32 bytes of high entropy.
+            origin: the setting it came from, for messages.
+        """
+        kek = _derive(secret, "github-token-broker kek v1")
+        return cls(kek, hashlib.sha256(b"fingerprint" + kek).hexdigest()[:16], origin)
+
+    def __repr__(self) -> str:
+        return f"KeyEncryptionKey({self.fingerprint})"
+
+    def wrap(self, number: int, data_key: bytes, store_id: bytes) -> bytes:
+        """Return ``data_key`` sealed for the store."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + AESGCM(self.secret).encrypt(nonce, data_key, self._context(number, store_id))
+
+    def unwrap(self, number: int, wrapped: bytes, store_id: bytes) -> bytes:
+        """Return the data key.
+
+        Raises:
+            SealError: changed, or of another store.
+        """
+        try:
+            return AESGCM(self.secret).decrypt(
+                wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], self._context(number, store_id)
+            )
+        except (InvalidTag, ValueError) as error:
+            raise SealError("a data key's wrap does not open") from error
+
+    def field(self, number: int) -> str:
+        """Return the name under which the store keeps this wrap."""
+        return f"{WRAP_PREFIX}{number}:{self.fingerprint}"
+
+    @staticmethod
+    def _context(number: int, store_id: bytes) -> bytes:
+        return b"|".join((b"data key", str(number).encode(), store_id))
+
+
+def new_data_key() -> bytes:
+    """Return a random data key."""
+    return os.urandom(_KEY_BYTES)
+
+
+def wrap_numbers(fields: Mapping[str, bytes]) -> dict[int, list[str]]:
+    """Return data key numbers and the KEK fingerprints that wrap each, from fields of the state."""
+    found: dict[int, list[str]] = {}
+    for name in fields:
+        if name.startswith(WRAP_PREFIX):
+            number, _, fingerprint = name.removeprefix(WRAP_PREFIX).partition(":")
+            if number.isdecimal() and fingerprint:
+                found.setdefault(int(number), []).append(fingerprint)
+    return found
+
+
+class Sealer:
+    """Seals and opens blobs of one store with its data keys.
+
+    Args:
+        store_id: the store's random id, part of every blob's identity.
+        data_keys: number to key; the highest number seals, all of them open.
+    """
+
+    def __init__(self, store_id: bytes, data_keys: Mapping[int, bytes]) -> None:
+        self._store_id = store_id
+        self._current = max(data_keys)
+        self._ciphers = {
+            (number, kind): AESGCM(_derive(key, f"github-token-broker {kind} v1"))
+            for number, key in data_keys.items()
+            for kind in Kind
+        }
+
+    def seal(self, kind: Kind, identity: str, plain: bytes) -> bytes:
+        """Return ``plain`` sealed as the entry ``identity`` of ``kind``."""
+        nonce = os.urandom(_NONCE_BYTES)
+        header = bytes((VERSION,)) + self._current.to_bytes(2, "big")
+        cipher = self._ciphers[self._current, kind]
+        return header + nonce + cipher.encrypt(nonce, plain, self._context(header, kind, identity))
+
+    def open(self, kind: Kind, identity: str, blob: bytes) -> bytes:
+        """Return the plain text of the entry ``identity``.
+
+        Raises:
+            SealError: the blob is not that entry of this store, or was changed.
+        """
+        header, body = blob[:_HEADER_BYTES], blob[_HEADER_BYTES:]
+        if len(body) < _NONCE_BYTES + _TAG_BYTES or header[0] != VERSION:
+            raise SealError(f"a {kind} entry is cut or of an unknown version")
+        cipher = self._ciphers.get((int.from_bytes(header[1:], "big"), kind))
+        if cipher is None:
+            raise SealError(f"a {kind} entry is sealed by a data key that this process does not have")
+        try:
+            return cipher.decrypt(
+                body[:_NONCE_BYTES], body[_NONCE_BYTES:], self._context(header, kind, identity)
+            )
+        except InvalidTag as error:
+            raise SealError(f"a {kind} entry does not open under its name") from error
+
+    def _context(self, header: bytes, kind: Kind, identity: str) -> bytes:
+        return b"|".join((header, kind.encode(), self._store_id, identity.encode()))
+
+
+def open_data_keys(
+    fields: Mapping[str, bytes], store_id: bytes, keks: Sequence[KeyEncryptionKey]
+) -> dict[int, bytes]:
+    """Return every data key that a configured KEK can open.
+
+    Raises:
+        SealError: a data key that no configured KEK opens; the text names the fingerprints that would.
+    """
+    opened: dict[int, bytes] = {}
+    for number, fingerprints in wrap_numbers(fields).items():
+        for kek in keks:
+            wrapped = fields.get(kek.field(number))
+            if wrapped is not None:
+                opened[number] = kek.unwrap(number, wrapped, store_id)
+                break
+        else:
+            wanted = ", ".join(sorted(fingerprints))
+            had = ", ".join(kek.fingerprint for kek in keks)
+            raise SealError(
+                f"data key {number} is wrapped by the key(s) {wanted}; configured: {had}. "
+                "Configure the old key next to the new one."
+            )
+    if not opened:
+        raise SealError("the store holds no data key")
+    return opened

@@ -1,0 +1,771 @@
+"""The store as the use cases see it: opens and seals around a raw backend; I/O through it only.
+
+Decisions that need a secret are made here, in Python; decisions that need atomicity are made by the
+backend in one step. Every reply is opened with the identity that was asked for.
+
+A process attaches to a store once it has seen its id and opened its data key, and accepts no other
+store afterwards. While it is not attached every verb raises, and a background task tries again.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Final
+
+from broker.errors import StoreError, StoreLostError, StoreUnavailableError
+from broker.model import ApiKeyRecord, Failure, Installation, LiveToken, Role, Scope, Secret
+from broker.ports import (
+    Acquired,
+    AuditEvent,
+    AuditFilter,
+    AuditRow,
+    Changed,
+    CommitResult,
+    HandResult,
+    KeyEntry,
+    Lead,
+    MintBudget,
+    OverBudget,
+    Page,
+    Paused,
+    ReadQuery,
+    Snapshot,
+    StoreHealth,
+    Wait,
+)
+from broker.store.backend import (
+    AcquireArgs,
+    AuditWant,
+    Backend,
+    CommitArgs,
+    KeyWriteArgs,
+    OwnerArgs,
+    Row,
+    View,
+    Want,
+    epoch_of,
+)
+from broker.store.seal import (
+    KeyEncryptionKey,
+    Kind,
+    Sealer,
+    SealError,
+    new_data_key,
+    open_data_keys,
+    wrap_numbers,
+)
+from broker.wording import audit_body
+
+_log = logging.getLogger(__name__)
+
+SCHEMA: Final = b"1"
+KEY_AFTERLIFE_S: Final = 30 * 86400
+_HEAL_EVERY_S: Final = 1.0
+_VERSIONS_REMEMBERED: Final = 20_000
+_PIN_ATTEMPTS: Final = 3
+
+
+class SealedStore:
+    """``Store`` over a ``Backend``.
+
+    Args:
+        backend: the raw store.
+        keks: keys that wrap the data key; the first that opens it is enough, all get a wrap.
+    """
+
+    def __init__(self, backend: Backend, keks: Sequence[KeyEncryptionKey]) -> None:
+        self._backend = backend
+        self._keks = tuple(keks)
+        self._sealer: Sealer | None = None
+        self._store_id: bytes | None = None
+        self._highest_epoch = 0
+        self._versions: OrderedDict[str, int] = OrderedDict()
+        self._heal: asyncio.Task[None] | None = None
+        self._attaching = asyncio.Lock()
+        self._forgetting: set[asyncio.Task[None]] = set()
+        self._read_now = 0.0
+        self._read_at = 0.0
+        self._trouble: StoreError = StoreUnavailableError("the store has not answered yet")
+        self.health = StoreHealth.DOWN
+        self.answered_once = False
+
+    # -- attaching -------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Attach, or begin to try again each second; does not raise."""
+        with contextlib.suppress(StoreError):
+            await self._attach()
+        self._heal = asyncio.create_task(self._keep_attached(), name="store-heal")
+
+    async def close(self) -> None:
+        """Stop trying, close the backend."""
+        if self._heal is not None:
+            self._heal.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._heal
+        await self._backend.close()
+
+    async def _keep_attached(self) -> None:
+        while True:
+            await asyncio.sleep(_HEAL_EVERY_S)
+            if self._sealer is None or self.health is not StoreHealth.OK:
+                with contextlib.suppress(StoreError):
+                    await self._attach()
+
+    async def _attach(self) -> None:
+        """See whether this is our store, open its data keys, leave wraps for every configured KEK.
+
+        Raises:
+            StoreUnavailableError: it does not answer.
+            StoreLostError: it is not our store, or no configured key opens it.
+        """
+        async with self._attaching:
+            try:
+                await self._backend.connect()
+                state = await self._backend.load()
+                if not state.fields and state.keys_id is None and not state.holds_keys:
+                    await self._create()
+                    state = await self._backend.load()
+                store_id = state.fields.get("id")
+                if store_id is None or state.keys_id != store_id:
+                    raise StoreLostError(
+                        "the store has lost its identity or its keys (flushed, evicted, half restored?); "
+                        "restore it, or accept it as it is with `broker store adopt`"
+                    )
+                if self._store_id not in {None, store_id}:
+                    raise StoreLostError("this is another store than the one this process has seen")
+                self._check_epoch(int(state.fields.get("epoch", b"0")))
+                wraps = {**state.key_wraps, **state.fields}
+                try:
+                    data_keys = open_data_keys(wraps, store_id, self._keks)
+                except SealError as error:
+                    raise StoreLostError(f"no configured key opens the store: {error}") from error
+                missing = {
+                    kek.field(number): kek.wrap(number, data_keys[number], store_id)
+                    for number in wrap_numbers(wraps)
+                    for kek in self._keks
+                    if kek.field(number) not in state.fields or kek.field(number) not in state.key_wraps
+                }
+                if missing and not await self._backend.add_wraps(store_id, missing):
+                    raise StoreLostError("the store changed its identity while it was opened")
+            except StoreError as error:
+                self._detach(error)
+                raise
+            self._store_id = store_id
+            self._sealer = Sealer(store_id, data_keys)
+            if self.health is not StoreHealth.OK:
+                _log.info("store attached", extra={"store_id": store_id.decode("ascii", "replace")})
+            self.health = StoreHealth.OK
+            self.answered_once = True
+
+    async def _create(self) -> None:
+        if self._store_id is not None:
+            raise StoreLostError(
+                "the store is empty, but this process has seen it with data; restore it, or accept the "
+                "loss with `broker store adopt`"
+            )
+        store_id = secrets.token_hex(16).encode()
+        data_key = new_data_key()
+        wraps = {kek.field(1): kek.wrap(1, data_key, store_id) for kek in self._keks}
+        if await self._backend.initialise(
+            {"id": store_id, "schema": SCHEMA, "epoch": b"1", "gh_offset": b"0", **wraps}
+        ):
+            _log.info("store created", extra={"store_id": store_id.decode()})
+
+    def _check_epoch(self, epoch: int) -> None:
+        if epoch < self._highest_epoch:
+            raise StoreLostError(
+                f"the store went back from epoch {self._highest_epoch} to {epoch} (an older copy?)"
+            )
+        self._highest_epoch = epoch
+
+    def _detach(self, error: StoreError) -> None:
+        health = StoreHealth.LOST if isinstance(error, StoreLostError) else StoreHealth.DOWN
+        if health is not self.health or str(error) != str(self._trouble):
+            _log.log(
+                logging.CRITICAL if health is StoreHealth.LOST else logging.ERROR,
+                "store %s",
+                health,
+                extra={"cause": str(error)},
+            )
+        self.health = health
+        self._trouble = error
+        if health is StoreHealth.LOST:
+            self._sealer = None
+
+    def _lost(self) -> StoreLostError:
+        error = StoreLostError("the store is not the one this process has seen (emptied or swapped)")
+        self._detach(error)
+        return error
+
+    def _attached(self) -> tuple[bytes, Sealer]:
+        """Return the store's id and the sealer, or raise why there is none."""
+        if self._sealer is None or self._store_id is None:
+            raise type(self._trouble)(str(self._trouble))
+        return self._store_id, self._sealer
+
+    async def _ready(self) -> tuple[bytes, Sealer]:
+        """As ``_attached``, after one try of its own if the background has not come to it yet."""
+        if self._sealer is None and not self._attaching.locked():
+            await self._attach()
+        return self._attached()
+
+    def now(self) -> float:
+        """Return store time, carried on since the last read."""
+        return self._read_now + (asyncio.get_running_loop().time() - self._read_at)
+
+    async def warnings(self) -> list[str]:
+        """Return what an operator should know about the store."""
+        await self._ready()
+        return await self._backend.warnings()
+
+    async def sweep(self) -> None:
+        """Delete what has expired."""
+        self._attached()
+        await self._backend.sweep()
+
+    # -- READ and HAND ---------------------------------------------------------------------------
+
+    async def read(self, query: ReadQuery) -> Snapshot:
+        """READ."""
+        store_id, sealer = self._attached()
+        reach = _Reach.of(query.scope) if query.scope else None
+        want = Want(
+            fields=reach.fields if reach else (),
+            keys=(query.key_id,) if query.key_id else (),
+            strings=reach.strings if reach else (),
+        )
+        try:
+            view = await self._backend.read(want)
+        except StoreUnavailableError as error:
+            self._detach(error)
+            raise
+        if view.store_id != store_id or view.keys_id != store_id:
+            raise self._lost()
+        try:
+            self._check_epoch(view.epoch)
+        except StoreLostError as error:
+            self._detach(error)
+            raise
+        self.health = StoreHealth.OK
+        self._read_now, self._read_at = view.now, asyncio.get_running_loop().time()
+        return _Read(self, view, query, reach, sealer)
+
+    def remember_version(self, record: ApiKeyRecord) -> None:
+        """Refuse a record older than one this process has seen: somebody put it back.
+
+        Raises:
+            StoreLostError: it is older.
+        """
+        seen = self._versions.get(record.id, 0)
+        if record.version < seen:
+            _log.critical("key record put back to an older version", extra={"key_id": record.id})
+            raise StoreLostError(f"the record of key {record.id} went back from version {seen}")
+        if record.version > seen:
+            self._versions[record.id] = record.version
+            self._versions.move_to_end(record.id)
+            if len(self._versions) > _VERSIONS_REMEMBERED:
+                self._versions.popitem(last=False)
+
+    async def hand(self, token: LiveToken, *, epoch: int, event: AuditEvent) -> HandResult:
+        """HAND."""
+        store_id, _ = self._attached()
+        verdict = await self._backend.hand(
+            store_id=store_id,
+            epoch=epoch,
+            sha=token.sha256,
+            key_id=event.key_id or "",
+            audit=_row(event),
+        )
+        if verdict == "lost":
+            raise self._lost()
+        return HandResult(verdict)
+
+    # -- ACQUIRE, COMMIT, FAIL, PAUSE ------------------------------------------------------------
+
+    async def acquire(
+        self, scope: Scope, *, seen: Snapshot, budget: MintBudget | None, ahead: bool = False
+    ) -> Acquired:
+        """ACQUIRE."""
+        store_id, _ = self._attached()
+        reach = _Reach.of(scope)
+        nonce = secrets.token_hex(16)
+        reply = await self._backend.acquire(
+            AcquireArgs(
+                store_id=store_id,
+                scope=scope.id,
+                nonce=nonce,
+                expected_token=seen.raw_token(),
+                owner=scope.owner,
+                failure=_refresh_failure(scope) if ahead else _failure(scope),
+                floor=(*reach.marks, reach.failure_mark),
+                budget=f"{budget.key_id}:mint" if budget else None,
+                budget_limit=budget.per_minute if budget else 0,
+            )
+        )
+        match reply.verdict:
+            case "lead":
+                return Lead(scope.id, nonce, reply.epoch)
+            case "wait":
+                return Wait()
+            case "changed":
+                return Changed()
+            case "paused":
+                return Paused(reply.wait_s)
+            case "budget":
+                return OverBudget(reply.wait_s)
+            case "failed":
+                return _parse_failure(reply.failure)
+            case _:
+                raise self._lost()
+
+    async def lease(self, what: str) -> Lead | None:
+        """Take the lease ``what``."""
+        store_id, _ = self._attached()
+        nonce = secrets.token_hex(16)
+        taken, epoch = await self._backend.lease(store_id, what, nonce)
+        return Lead(what, nonce, epoch) if taken else None
+
+    async def renew(self, lead: Lead) -> bool:
+        """Keep a lease."""
+        return await self._backend.renew(lead.lease, lead.nonce)
+
+    async def release(self, lead: Lead) -> None:
+        """Give a lease back."""
+        await self._backend.release(lead.lease, lead.nonce)
+
+    async def commit(
+        self,
+        lead: Lead,
+        scope: Scope,
+        token: LiveToken,
+        *,
+        gh_offset: float,
+        moved: bool,
+        event: AuditEvent,
+    ) -> CommitResult:
+        """COMMIT."""
+        store_id, sealer = self._attached()
+        reach = _Reach.of(scope)
+        blob = sealer.seal(Kind.TOKEN, scope.id, _dump_token(token))
+        args = CommitArgs(
+            store_id=store_id,
+            scope=scope.id,
+            owner=scope.owner,
+            nonce=lead.nonce,
+            epoch=lead.epoch,
+            marks=reach.marks,
+            blocks=reach.blocks,
+            blob=blob,
+            sha=token.sha256,
+            expires_at=token.expires_at - gh_offset,
+            gh_offset=gh_offset if moved else None,
+            audit=_row(event),
+        )
+        try:
+            verdict = await self._backend.commit(args)
+        except StoreUnavailableError:
+            # The reply is lost, not necessarily the write. COMMIT may be repeated; should that fail
+            # too, the caller revokes the token, so it must not be found here later.
+            try:
+                await asyncio.sleep(0.2)
+                verdict = await self._backend.commit(args)
+            except StoreUnavailableError:
+                self._forget_later(scope.id, blob)
+                raise
+        if verdict == "lost":
+            raise self._lost()
+        return CommitResult(verdict)
+
+    def _forget_later(self, scope_id: str, blob: bytes) -> None:
+        async def forget() -> None:
+            while True:
+                await asyncio.sleep(_HEAL_EVERY_S)
+                with contextlib.suppress(StoreError):
+                    await self._backend.drop_token(scope_id, blob)
+                    return
+
+        task = asyncio.create_task(forget(), name="store-forget")
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def drop_token(self, seen: Snapshot) -> None:
+        """Forget the cached token that ``seen`` found."""
+        blob, scope_id = seen.raw_token(), seen.scope_id
+        if blob is not None and scope_id is not None:
+            await self._backend.drop_token(scope_id, blob)
+
+    async def fail(
+        self, lead: Lead, scope: Scope, failure: Failure, *, cooldown_s: float, ahead: bool
+    ) -> None:
+        """FAIL."""
+        await self._backend.fail(
+            scope=scope.id,
+            nonce=lead.nonce,
+            failure=_refresh_failure(scope) if ahead else _failure(scope),
+            value=b"%d:%s" % (lead.epoch, _dump(asdict(failure))),
+            cooldown_s=cooldown_s,
+        )
+
+    async def pause(self, owner: str | None, *, seconds: float) -> None:
+        """PAUSE."""
+        await self._backend.pause("app" if owner is None else f"o:{owner}", seconds)
+
+    async def paused(self, owner: str | None) -> float:
+        """Return the seconds left of the owner's or the app's pause."""
+        return await self._backend.paused(("app",) if owner is None else ("app", f"o:{owner}"))
+
+    async def refresh_gate(self, scope: Scope, *, seconds: float) -> bool:
+        """Let one through in ``seconds``."""
+        self._attached()
+        return await self._backend.gate(scope.id, seconds)
+
+    async def take(self, key_id: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        """RATE."""
+        return await self._backend.take(f"{key_id}:rate", chunk=chunk, limit=limit)
+
+    # -- owners ----------------------------------------------------------------------------------
+
+    async def put_owner(
+        self, lead: Lead, owner: str, installation: Installation, *, event: AuditEvent
+    ) -> Installation | None:
+        """OWNER: keep and pin."""
+        store_id, sealer = self._attached()
+        for _ in range(_PIN_ATTEMPTS):
+            pinned = await self._backend.pin(owner)
+            kept, pin, foreign = installation, pinned, False
+            if pinned is None:
+                pin = sealer.seal(Kind.NAME, owner, _dump({"account_id": installation.account_id}))
+            else:
+                try:
+                    first = json.loads(sealer.open(Kind.NAME, owner, pinned))["account_id"]
+                except SealError as error:
+                    raise StoreLostError(f"the pinned account of an owner does not open: {error}") from error
+                foreign = first != installation.account_id
+            kept = replace(installation, foreign=foreign)
+            args = OwnerArgs(
+                store_id=store_id,
+                owner=owner,
+                lease=lead.lease,
+                nonce=lead.nonce,
+                epoch=lead.epoch,
+                marks=(f"m:o:{owner}",),
+                installation_id=kept.id,
+                blob=sealer.seal(Kind.OWNER, owner, _dump({**asdict(kept), "epoch": lead.epoch})),
+                expected_pin=pinned,
+                pin=pin,
+            )
+            verdict = await self._backend.put_owner(args)
+            if verdict == "lost":
+                raise self._lost()
+            if verdict == "ok":
+                if foreign:
+                    await self.record([event])
+                return kept
+            if verdict != "changed":
+                return None
+        return None
+
+    async def drop_owner(self, lead: Lead, owner: str) -> None:
+        """OWNER: forget."""
+        store_id, _ = self._attached()
+        pin = await self._backend.pin(owner)
+        await self._backend.put_owner(
+            OwnerArgs(
+                store_id=store_id,
+                owner=owner,
+                lease=lead.lease,
+                nonce=lead.nonce,
+                epoch=lead.epoch,
+                marks=(),
+                installation_id=0,
+                blob=None,
+                expected_pin=pin,
+                pin=pin,
+            )
+        )
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    async def touch_keys(self, used: Mapping[str, int]) -> None:
+        """LAST USED."""
+        self._attached()
+        await self._backend.touch(used)
+
+    async def create_key(self, record: ApiKeyRecord, event: AuditEvent) -> None:
+        """KEY WRITE: add."""
+        if not await self._write_key(None, record, event, narrows=False):
+            raise StoreUnavailableError("a key of that id exists; create it again")
+
+    async def write_key(
+        self, before: KeyEntry, after: ApiKeyRecord, event: AuditEvent, *, narrows: bool
+    ) -> bool:
+        """KEY WRITE: compare-and-set."""
+        after = replace(after, version=before.record.version + 1)
+        return await self._write_key(before.version, after, event, narrows=narrows)
+
+    async def _write_key(
+        self, expected: bytes | None, record: ApiKeyRecord, event: AuditEvent, *, narrows: bool
+    ) -> bool:
+        store_id, sealer = await self._ready()
+        ends = [at for at in (record.expires_at, record.revoked_at) if at is not None]
+        verdict = await self._backend.write_key(
+            KeyWriteArgs(
+                store_id=store_id,
+                key_id=record.id,
+                expected=expected,
+                blob=sealer.seal(Kind.KEY, record.id, _dump(asdict(record))),
+                purge_at=min(ends) + KEY_AFTERLIFE_S if ends else None,
+                narrows=narrows,
+                audit=_row(event),
+            )
+        )
+        if verdict == "lost":
+            raise self._lost()
+        return verdict == "ok"
+
+    async def find_key(self, key_id: str) -> KeyEntry | None:
+        """Return one key."""
+        await self._ready()
+        snapshot = await self.read(ReadQuery(key_id=key_id))
+        record, version = snapshot.key(), snapshot.raw_key()
+        if record is None or version is None:
+            return None
+        return KeyEntry(record, version, await self._backend.last_used(key_id))
+
+    async def list_keys(self, *, cursor: str | None, limit: int) -> Page[KeyEntry]:
+        """Return keys in order of creation."""
+        _, sealer = await self._ready()
+        page = await self._backend.list_keys(cursor=cursor, limit=limit)
+        entries = tuple(
+            KeyEntry(_open_key(sealer, key_id, blob), blob, used) for key_id, blob, used in page.rows
+        )
+        return Page(entries, page.cursor)
+
+    # -- audit -----------------------------------------------------------------------------------
+
+    async def record(self, events: Sequence[AuditEvent]) -> None:
+        """Append audit events."""
+        store_id, _ = self._attached()
+        if events and not await self._backend.append(store_id, [_row(event) for event in events]):
+            raise self._lost()
+
+    async def audit(self, wanted: AuditFilter, *, cursor: str | None, limit: int) -> Page[AuditRow]:
+        """Return audit events."""
+        await self._ready()
+        page = await self._backend.audit(
+            AuditWant(
+                key_id=wanted.key_id,
+                repository=wanted.repository.lower() if wanted.repository else None,
+                event=wanted.event,
+                request_id=wanted.request_id,
+                since=wanted.since,
+                until=wanted.until,
+                ascending=wanted.ascending,
+                cursor=cursor,
+                limit=limit,
+            )
+        )
+        rows = tuple(AuditRow(row.id, row.time, json.loads(row.body)) for row in page.rows)
+        return Page(rows, page.cursor)
+
+
+class _Reach:
+    """The fields of the state that can end a token of a scope, and the strings that hold it."""
+
+    __slots__ = ("blocks", "failure_mark", "fields", "marks", "strings")
+
+    def __init__(self, scope: Scope) -> None:
+        owner = scope.owner
+        wide = scope.repositories is None
+        names = () if scope.repositories is None else scope.repositories
+        self.marks: tuple[str, ...] = (
+            "m:all",
+            f"m:o:{owner}",
+            *((f"m:w:{owner}",) if wide else (f"m:r:{name}" for name in names)),
+        )
+        self.blocks: tuple[str, ...] = (
+            f"b:o:{owner}",
+            *((f"b:w:{owner}",) if wide else (f"b:r:{name}" for name in names)),
+        )
+        self.failure_mark = f"f:o:{owner}"
+        self.fields = (*self.marks, *self.blocks, self.failure_mark)
+        self.strings = (f"T:{scope.id}", _failure(scope), _refresh_failure(scope), f"O:{owner}")
+
+    @classmethod
+    def of(cls, scope: Scope) -> "_Reach":
+        return cls(scope)
+
+
+class _Read:
+    """``Snapshot`` of one view."""
+
+    __slots__ = ("_query", "_reach", "_sealer", "_store", "_view", "epoch", "gh_offset", "now")
+
+    def __init__(
+        self, store: SealedStore, view: View, query: ReadQuery, reach: _Reach | None, sealer: Sealer
+    ) -> None:
+        self._store = store
+        self._view = view
+        self._query = query
+        self._reach = reach
+        self._sealer = sealer
+        self.now = view.now
+        self.gh_offset = view.gh_offset
+        self.epoch = view.epoch
+
+    @property
+    def scope_id(self) -> str | None:
+        return self._query.scope.id if self._query.scope else None
+
+    def raw_token(self) -> bytes | None:
+        scope = self._query.scope
+        return self._view.strings.get(f"T:{scope.id}") if scope else None
+
+    def raw_key(self) -> bytes | None:
+        return self._view.keys.get(self._query.key_id or "")
+
+    def key(self) -> ApiKeyRecord | None:
+        blob = self.raw_key()
+        if blob is None or self._query.key_id is None:
+            return None
+        record = _open_key(self._sealer, self._query.key_id, blob)
+        self._store.remember_version(record)
+        return record
+
+    def _mark(self, *names: str) -> int:
+        fields = self._view.fields
+        return max((epoch_of(fields[name]) for name in names if name in fields), default=0)
+
+    def blocked(self) -> str | None:
+        if self._reach is None:
+            return None
+        for name in self._reach.blocks:
+            value = self._view.fields.get(name)
+            if value is not None and value != b"0":
+                return name
+        return None
+
+    def installation(self) -> Installation | None:
+        scope = self._query.scope
+        blob = self._view.strings.get(f"O:{scope.owner}") if scope else None
+        if scope is None or blob is None:
+            return None
+        try:
+            found = json.loads(self._sealer.open(Kind.OWNER, scope.owner, blob))
+        except SealError as error:
+            _log.critical("stored owner refused", extra={"cause": str(error)})
+            return None
+        if found.pop("epoch") < self._mark(f"m:o:{scope.owner}"):
+            return None
+        return Installation(**found)
+
+    def token(self) -> LiveToken | None:
+        scope, blob = self._query.scope, self.raw_token()
+        if scope is None or blob is None or self._reach is None:
+            return None
+        try:
+            token = _parse_token(scope.id, self._sealer.open(Kind.TOKEN, scope.id, blob))
+        except SealError as error:
+            _log.critical("stored token refused", extra={"cause": str(error)})
+            return None
+        if token.epoch < self._mark(*self._reach.marks):
+            return None
+        return token
+
+    def failure(self) -> Failure | None:
+        scope = self._query.scope
+        return self._failure(_failure(scope)) if scope else None
+
+    def refresh_failed(self) -> bool:
+        scope = self._query.scope
+        return scope is not None and self._failure(_refresh_failure(scope)) is not None
+
+    def _failure(self, name: str) -> Failure | None:
+        value = self._view.strings.get(name)
+        if value is None or self._reach is None:
+            return None
+        if epoch_of(value) < self._mark(*self._reach.marks, self._reach.failure_mark):
+            return None
+        return _parse_failure(value)
+
+
+def _failure(scope: Scope) -> str:
+    return f"F:{scope.id}"
+
+
+def _refresh_failure(scope: Scope) -> str:
+    return f"F:refresh:{scope.id}"
+
+
+def _parse_failure(value: bytes) -> Failure:
+    return Failure(**json.loads(value.partition(b":")[2]))
+
+
+def _dump(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _dump_token(token: LiveToken) -> bytes:
+    return _dump(
+        {
+            "token": token.token.reveal(),
+            "sha256": token.sha256,
+            "epoch": token.epoch,
+            "installation_id": token.installation_id,
+            "expires_at": token.expires_at,
+            "repositories": token.repositories,
+            "permissions": token.permissions,
+        }
+    )
+
+
+def _parse_token(scope_id: str, plain: bytes) -> LiveToken:
+    found = json.loads(plain)
+    return LiveToken(
+        token=Secret(found["token"]),
+        sha256=found["sha256"],
+        scope_id=scope_id,
+        epoch=found["epoch"],
+        installation_id=found["installation_id"],
+        expires_at=found["expires_at"],
+        repositories=None if found["repositories"] is None else tuple(found["repositories"]),
+        permissions=tuple(found["permissions"]),
+    )
+
+
+def _open_key(sealer: Sealer, key_id: str, blob: bytes) -> ApiKeyRecord:
+    """Return the record of a key.
+
+    Raises:
+        StoreLostError: the blob is not that key's record. Not "no such key": clients keep theirs.
+    """
+    try:
+        found = json.loads(sealer.open(Kind.KEY, key_id, blob))
+    except SealError as error:
+        _log.critical("stored key record refused", extra={"key_id": key_id, "cause": str(error)})
+        raise StoreLostError(f"the record of key {key_id} does not open: {error}") from error
+    return ApiKeyRecord(
+        **{
+            **found,
+            "role": Role(found["role"]),
+            "repositories": tuple(found["repositories"]),
+            "permissions": tuple(found["permissions"]),
+        }
+    )
+
+
+def _row(event: AuditEvent) -> Row:
+    return Row(
+        event=event.event,
+        body=json.dumps(audit_body(event), separators=(",", ":")),
+        key_id=event.key_id or "",
+        owner=(event.owner or "").lower(),
+        repositories=tuple(name.lower() for name in event.repositories or ()),
+        request_id=event.request_id or "",
+    )

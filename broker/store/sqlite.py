@@ -1,0 +1,854 @@
+"""The raw store on embedded SQLite: one file, several processes of one host; does file I/O.
+
+Two connections a process, each on its own thread. The reader answers all that a loop turn asked for
+in one transaction; the writer drains its queue into one ``BEGIN IMMEDIATE`` transaction (group
+commit, ``synchronous=FULL``), each verb in a savepoint of its own. A reader that begins after a
+commit sees it, in every process of the host. Time is the host's and is passed into every statement.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from broker.clock import SystemClock
+from broker.errors import StoreLostError, StoreUnavailableError
+from broker.ports import Clock
+from broker.store.backend import (
+    LEASE_MS,
+    STATE_FIELDS,
+    AcquireArgs,
+    AcquireReply,
+    AuditPage,
+    AuditWant,
+    CommitArgs,
+    KeysPage,
+    KeyWriteArgs,
+    OwnerArgs,
+    Row,
+    State,
+    StoredRow,
+    View,
+    Want,
+    epoch_of,
+)
+from broker.store.batch import Batcher
+
+R = TypeVar("R")
+_log = logging.getLogger(__name__)
+
+WINDOW_S: Final = 60
+MAX_PAUSE_S: Final = 3600.0
+LIVE_GRACE_S: Final = 600.0
+OWNER_LIFE_S: Final = 30 * 86400.0
+_WRITES_PER_TURN: Final = 128
+_SWEEP_ROWS: Final = 500
+
+# Position + 1 is the schema version (PRAGMA user_version). Only ever append.
+MIGRATIONS: Final = (
+    """
+    CREATE TABLE state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE key_state (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE keys (id TEXT PRIMARY KEY, blob BLOB NOT NULL, purge_at REAL, seq INTEGER NOT NULL UNIQUE)
+        WITHOUT ROWID;
+    CREATE TABLE key_use (id TEXT PRIMARY KEY, at INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE owners (owner TEXT PRIMARY KEY, blob BLOB NOT NULL, installation_id INTEGER NOT NULL,
+        until REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX owners_installation ON owners (installation_id);
+    CREATE TABLE names (owner TEXT PRIMARY KEY, blob BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE tokens (scope TEXT PRIMARY KEY, blob BLOB NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX tokens_expiry ON tokens (expires_at);
+    CREATE TABLE live (sha TEXT PRIMARY KEY, scope TEXT NOT NULL, owner TEXT NOT NULL, blob BLOB NOT NULL,
+        expires_at REAL NOT NULL, state TEXT) WITHOUT ROWID;
+    CREATE INDEX live_expiry ON live (expires_at);
+    CREATE INDEX live_owner ON live (owner);
+    CREATE TABLE handed (sha TEXT NOT NULL REFERENCES live (sha) ON DELETE CASCADE, key_id TEXT NOT NULL,
+        first_at REAL NOT NULL, PRIMARY KEY (sha, key_id)) WITHOUT ROWID;
+    CREATE INDEX handed_key ON handed (key_id);
+    CREATE TABLE leases (name TEXT PRIMARY KEY, holder TEXT NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE failures (name TEXT PRIMARY KEY, value BLOB NOT NULL, until REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE pauses (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE gates (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE budget (name TEXT PRIMARY KEY, window INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE audit (seq INTEGER PRIMARY KEY AUTOINCREMENT, time REAL NOT NULL, event TEXT NOT NULL,
+        key_id TEXT NOT NULL, owner TEXT NOT NULL, repositories TEXT NOT NULL, request_id TEXT NOT NULL,
+        body TEXT NOT NULL);
+    CREATE INDEX audit_key ON audit (key_id, seq);
+    CREATE INDEX audit_time ON audit (time);
+    """,
+)
+
+# The string names of the port, by prefix: (table, column of the name, expiry column or None).
+_STRINGS: Final = {
+    "T": ("tokens", "scope", "blob", "expires_at"),
+    "F": ("failures", "name", "value", "until"),
+    "O": ("owners", "owner", "blob", "until"),
+}
+
+
+class _Thread:
+    """One SQLite connection on one thread; jobs are functions of the connection.
+
+    Args:
+        path: the database file.
+        read_only: a reader (``query_only``) or the writer.
+        busy_s: how long SQLite waits for another process's lock.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool, busy_s: float) -> None:
+        self._path = path
+        self._read_only = read_only
+        self._busy_s = busy_s
+        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[sqlite3.Connection], Any]] | None]
+        self._jobs = queue.SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._connection: sqlite3.Connection | None = None
+        name = "sqlite-reader" if read_only else "sqlite-writer"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Callable[[sqlite3.Connection], R]) -> asyncio.Future[R]:
+        future: asyncio.Future[R] = self._loop.create_future()
+        self._jobs.put((future, job))
+        return future
+
+    def interrupt(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                connection.interrupt()
+
+    async def stop(self) -> None:
+        self._jobs.put(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    def _open(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,  # only interrupt() is called from another thread
+            timeout=self._busy_s,
+            cached_statements=256,
+        )
+        try:
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            if self._read_only:
+                connection.execute("PRAGMA query_only=ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            jobs = [self._jobs.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(jobs) < _WRITES_PER_TURN:
+                    jobs.append(self._jobs.get_nowait())
+            stopping = None in jobs
+            work = [job for job in jobs if job is not None]
+            if work:
+                self._tell(self._turn(work))
+        if self._connection is not None:
+            self._connection.close()
+
+    def _turn(
+        self, work: list[tuple[asyncio.Future[Any], Callable[[sqlite3.Connection], Any]]]
+    ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
+        """Run jobs in one transaction; each answer holds only if the transaction committed."""
+        done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            connection = self._connection
+            connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
+            for future, job in work:
+                connection.execute("SAVEPOINT verb")
+                try:
+                    done.append((future, job(connection), None))
+                except Exception as error:  # noqa: BLE001 - handed to the caller
+                    connection.execute("ROLLBACK TO verb")
+                    done.append((future, None, error))
+                connection.execute("RELEASE verb")
+            connection.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - handed to every caller of the turn
+            if self._connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.rollback()
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.close()
+                self._connection = None
+            return [(future, None, error) for future, _ in work]
+        return done
+
+    def _tell(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+        def deliver() -> None:
+            for future, result, error in answers:
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits
+            self._loop.call_soon_threadsafe(deliver)
+
+
+class SqliteBackend:
+    """``Backend`` on one SQLite file.
+
+    Args:
+        path: the database file; made with mode 0600 (its folder, if missing, with 0700).
+        audit_retention_s: audit events older than this are swept.
+        audit_max_events: at most so many audit events are kept.
+        deadline_s: how long a caller waits for a read; writes, which wait for the disk, get three times
+            that.
+        clock: the store's time.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        audit_retention_s: float = 90 * 86400.0,
+        audit_max_events: int = 1_000_000,
+        deadline_s: float = 1.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._path = path
+        self._retention_s = audit_retention_s
+        self._max_events = audit_max_events
+        self._deadline_s = deadline_s
+        self._clock = clock or SystemClock()
+        self._reader: _Thread | None = None
+        self._writer: _Thread | None = None
+        self._inode: tuple[int, int] | None = None
+        self._connecting = asyncio.Lock()
+        self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Open (the first time: make) the file, migrate it, start the two threads."""
+        async with self._connecting:
+            if self._reader is not None and self._same_file():
+                return
+            await self._stop_threads()
+            first = self._inode is None
+            try:
+                await asyncio.to_thread(self._prepare, create=first)
+                self._inode = self._identity()
+            except (OSError, sqlite3.Error) as error:
+                raise StoreUnavailableError(f"SQLite file {self._path}: {error}") from error
+            self._reader = _Thread(self._path, read_only=True, busy_s=self._deadline_s)
+            self._writer = _Thread(self._path, read_only=False, busy_s=self._deadline_s)
+
+    def _identity(self) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_dev, status.st_ino
+
+    def _same_file(self) -> bool:
+        try:
+            return self._identity() == self._inode
+        except OSError:
+            return False
+
+    def _prepare(self, *, create: bool) -> None:
+        if create:
+            if not self._path.parent.exists():
+                self._path.parent.mkdir(mode=0o700, parents=True)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+        self._path.chmod(0o600)
+        uri = f"{self._path.absolute().as_uri()}?mode=rw"
+        with contextlib.closing(
+            sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
+        ) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(MIGRATIONS):
+                connection.execute("ROLLBACK")
+                raise StoreLostError(
+                    f"SQLite file {self._path} has schema {version}, newer than this broker's {len(MIGRATIONS)}"
+                )
+            for script in MIGRATIONS[version:]:
+                for statement in script.split(";"):
+                    if statement.strip():
+                        connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+            connection.execute("COMMIT")
+
+    async def close(self) -> None:
+        """Finish what is queued, close both connections."""
+        await self._reads.close()
+        await self._stop_threads()
+
+    async def _stop_threads(self) -> None:
+        threads = [thread for thread in (self._reader, self._writer) if thread is not None]
+        self._reader = self._writer = None
+        for thread in threads:
+            await thread.stop()
+
+    async def _run(
+        self, job: Callable[[sqlite3.Connection, float], R], *, writes: bool, deadline_s: float
+    ) -> R:
+        if self._reader is None or not self._same_file():
+            await self.connect()
+        thread = self._writer if writes else self._reader
+        if thread is None:
+            raise StoreUnavailableError("the SQLite store is closed")
+        future = thread.submit(lambda connection: job(connection, self._clock.now()))
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), deadline_s)
+        except TimeoutError as error:
+            future.add_done_callback(_retrieve)
+            thread.interrupt()
+            raise StoreUnavailableError("the SQLite store did not answer in time") from error
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(f"SQLite: {error}") from error
+
+    async def _write(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
+        return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+
+    async def _query(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
+        return await self._run(job, writes=False, deadline_s=self._deadline_s)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    async def load(self) -> State:
+        """Return the state, whole."""
+
+        def job(db: sqlite3.Connection, now: float) -> State:
+            del now
+            fields = dict(db.execute("SELECT name, value FROM state"))
+            wraps = dict(db.execute("SELECT name, value FROM key_state"))
+            keys_id = wraps.pop("!", None)
+            holds = db.execute("SELECT 1 FROM keys LIMIT 1").fetchone() is not None
+            return State(fields, keys_id, wraps, holds)
+
+        return await self._query(job)
+
+    async def initialise(self, fields: Mapping[str, bytes]) -> bool:
+        """Create the state where there is neither a state nor a key."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            for table in ("state", "key_state", "keys"):
+                if db.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():  # noqa: S608 - constants
+                    return False
+            db.executemany("INSERT INTO state VALUES (?, ?)", fields.items())
+            wraps = [(name, value) for name, value in fields.items() if name.startswith("dk:")]
+            db.executemany("INSERT INTO key_state VALUES (?, ?)", [("!", fields["id"]), *wraps])
+            return True
+
+        return await self._write(job)
+
+    async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
+        """Write ``dk:`` fields to both places if the store is still this one."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            if _lost(db, store_id):
+                return False
+            for table in ("state", "key_state"):
+                db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", wraps.items())  # noqa: S608
+            return True
+
+        return await self._write(job)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    async def read(self, want: Want) -> View:
+        """READ: everything that this loop turn wants, in one transaction."""
+        return await self._reads.submit(want)
+
+    async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
+        del until  # the job's own deadline is the same
+        fields = tuple({*STATE_FIELDS, *(name for want in wants for name in want.fields)})
+        keys = tuple({key for want in wants for key in want.keys})
+        strings = tuple({name for want in wants for name in want.strings})
+
+        def job(db: sqlite3.Connection, now: float) -> View:
+            state = _select(db, "SELECT name, value FROM state WHERE name IN ", fields)
+            marker = db.execute("SELECT value FROM key_state WHERE name = '!'").fetchone()
+            found_keys = _select(db, "SELECT id, blob FROM keys WHERE id IN ", keys)
+            found: dict[str, bytes] = {}
+            by_prefix: dict[str, list[str]] = {}
+            for name in strings:
+                prefix, _, rest = name.partition(":")
+                by_prefix.setdefault(prefix, []).append(rest)
+            for prefix, names in by_prefix.items():
+                table, column, value, until = _STRINGS[prefix]
+                rows = _select(
+                    db,
+                    f"SELECT {column}, {value} FROM {table} WHERE {until} > {now!r} AND {column} IN ",  # noqa: S608
+                    tuple(names),
+                )
+                found.update((f"{prefix}:{name}", blob) for name, blob in rows.items())
+            return View(
+                now=now,
+                store_id=state.get("id"),
+                keys_id=marker[0] if marker else None,
+                epoch=int(state.get("epoch", b"0")),
+                gh_offset=float(state.get("gh_offset", b"0")),
+                fields=state,
+                keys=found_keys,
+                strings=found,
+            )
+
+        view = await self._query(job)
+        return [view] * len(wants)
+
+    # -- issuing ---------------------------------------------------------------------------------
+
+    async def hand(self, *, store_id: bytes, epoch: int, sha: str, key_id: str, audit: Row) -> str:
+        """HAND."""
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, store_id):
+                return "lost"
+            if _epoch(db) != epoch:
+                return "stale"
+            if not db.execute("SELECT 1 FROM live WHERE sha = ?", (sha,)).fetchone():
+                return "gone"
+            done = db.execute("INSERT OR IGNORE INTO handed VALUES (?, ?, ?)", (sha, key_id, now))
+            if not done.rowcount:
+                return "again"
+            _append(db, now, audit)
+            return "first"
+
+        return await self._write(job)
+
+    async def acquire(self, args: AcquireArgs) -> AcquireReply:
+        """ACQUIRE."""
+
+        def job(db: sqlite3.Connection, now: float) -> AcquireReply:  # noqa: PLR0911 - one return a verdict
+            if _lost(db, args.store_id):
+                return AcquireReply("lost")
+            token = db.execute(
+                "SELECT blob FROM tokens WHERE scope = ? AND expires_at > ?", (args.scope, now)
+            ).fetchone()
+            if (token[0] if token else None) != args.expected_token:
+                return AcquireReply("changed")
+            paused = _paused(db, now, ("app", f"o:{args.owner}"))
+            if paused:
+                return AcquireReply("paused", wait_s=paused)
+            failed = db.execute(
+                "SELECT value FROM failures WHERE name = ? AND until > ?",
+                (args.failure.removeprefix("F:"), now),
+            ).fetchone()
+            if failed and epoch_of(failed[0]) >= _highest(db, args.floor):
+                return AcquireReply("failed", failure=failed[0])
+            if not _lease_free(db, args.scope, now):
+                return AcquireReply("wait")
+            if args.budget is not None:
+                granted, left_s = _take(db, now, args.budget, 1, args.budget_limit)
+                if not granted:
+                    return AcquireReply("budget", wait_s=left_s)
+            _grant_lease(db, args.scope, args.nonce, now)
+            return AcquireReply("lead", epoch=_epoch(db))
+
+        return await self._write(job)
+
+    async def lease(self, store_id: bytes, name: str, nonce: str) -> tuple[bool, int]:
+        """Take a lease if it is free."""
+
+        def job(db: sqlite3.Connection, now: float) -> tuple[bool, int]:
+            if _lost(db, store_id) or not _lease_free(db, name, now):
+                return False, _epoch(db)
+            _grant_lease(db, name, nonce, now)
+            return True, _epoch(db)
+
+        return await self._write(job)
+
+    async def renew(self, name: str, nonce: str) -> bool:
+        """Keep a lease that is still ours."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            if not _lease_held(db, name, nonce, now):
+                return False
+            _grant_lease(db, name, nonce, now)
+            return True
+
+        return await self._write(job)
+
+    async def release(self, name: str, nonce: str) -> None:
+        """Give a lease back if it is ours."""
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            del now
+            db.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, nonce))
+
+        await self._write(job)
+
+    async def commit(self, args: CommitArgs) -> str:
+        """COMMIT."""
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, args.store_id):
+                return "lost"
+            kept = db.execute("SELECT blob FROM tokens WHERE scope = ?", (args.scope,)).fetchone()
+            if kept and kept[0] == args.blob:
+                return "ok"
+            if not _lease_held(db, args.scope, args.nonce, now):
+                return "fenced"
+            if _highest(db, args.marks) > args.epoch:
+                return "revoked"
+            if any(value != b"0" for value in _fields(db, args.blocks).values()):
+                return "blocked"
+            db.execute(
+                "INSERT OR REPLACE INTO tokens VALUES (?, ?, ?)", (args.scope, args.blob, args.expires_at)
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO live VALUES (?, ?, ?, ?, ?, NULL)",
+                (args.sha, args.scope, args.owner, args.blob, args.expires_at),
+            )
+            _append(db, now, args.audit)
+            if args.gh_offset is not None:
+                db.execute("INSERT OR REPLACE INTO state VALUES ('gh_offset', ?)", (b"%f" % args.gh_offset,))
+            db.execute("DELETE FROM leases WHERE name = ?", (args.scope,))
+            db.execute("DELETE FROM failures WHERE name IN (?, ?)", (args.scope, f"refresh:{args.scope}"))
+            return "ok"
+
+        return await self._write(job)
+
+    async def drop_token(self, scope: str, blob: bytes) -> None:
+        """Forget the cached token of a scope if it is this one."""
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            del now
+            db.execute("DELETE FROM tokens WHERE scope = ? AND blob = ?", (scope, blob))
+
+        await self._write(job)
+
+    async def fail(self, *, scope: str, nonce: str, failure: str, value: bytes, cooldown_s: float) -> bool:
+        """FAIL."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            if not _lease_held(db, scope, nonce, now):
+                return False
+            db.execute(
+                "INSERT OR REPLACE INTO failures VALUES (?, ?, ?)",
+                (failure.removeprefix("F:"), value, now + cooldown_s),
+            )
+            db.execute("DELETE FROM leases WHERE name = ?", (scope,))
+            return True
+
+        return await self._write(job)
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """PAUSE: only ever longer."""
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            db.execute(
+                "INSERT INTO pauses VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET until = max(until, excluded.until)",
+                (name, now + min(seconds, MAX_PAUSE_S)),
+            )
+
+        await self._write(job)
+
+    async def paused(self, names: Sequence[str]) -> float:
+        """Return the seconds that the longest of some pauses still lasts, 0 for none."""
+        return await self._query(lambda db, now: _paused(db, now, names))
+
+    async def gate(self, name: str, seconds: float) -> bool:
+        """Take a gate if it is free."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            done = db.execute(
+                "INSERT INTO gates VALUES (?, ?) "
+                "ON CONFLICT (name) DO UPDATE SET until = excluded.until WHERE until <= ?",
+                (name, now + seconds, now),
+            )
+            return done.rowcount == 1
+
+        return await self._write(job)
+
+    async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        """RATE: take up to ``chunk`` of this minute's ``limit``."""
+        return await self._write(lambda db, now: _take(db, now, name, chunk, limit))
+
+    # -- audit -----------------------------------------------------------------------------------
+
+    async def append(self, store_id: bytes, rows: Sequence[Row]) -> bool:
+        """Append audit events if the store is still this one."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            if _lost(db, store_id):
+                return False
+            for row in rows:
+                _append(db, now, row)
+            return True
+
+        return await self._write(job)
+
+    async def audit(self, want: AuditWant) -> AuditPage:
+        """Return a page of audit events."""
+
+        def job(db: sqlite3.Connection, now: float) -> AuditPage:
+            clauses = ["time > ?"]
+            values: list[object] = [now - self._retention_s]
+            for column, value in (
+                ("key_id = ?", want.key_id),
+                ("event = ?", want.event),
+                ("request_id = ?", want.request_id),
+                ("time >= ?", want.since),
+                ("time < ?", want.until),
+                ("instr(repositories, ?) > 0", want.repository and f"|{want.repository}|"),
+                (f"seq {'>' if want.ascending else '<'} ?", _cursor(want.cursor)),
+            ):
+                if value is not None:
+                    clauses.append(column)
+                    values.append(value)
+            order = "ASC" if want.ascending else "DESC"
+            rows = db.execute(
+                f"SELECT seq, time, body FROM audit WHERE {' AND '.join(clauses)} "  # noqa: S608 - constants
+                f"ORDER BY seq {order} LIMIT ?",
+                (*values, want.limit + 1),
+            ).fetchall()
+            page = tuple(StoredRow(str(seq), time, body) for seq, time, body in rows[: want.limit])
+            return AuditPage(page, page[-1].id if len(rows) > want.limit else None)
+
+        return await self._query(job)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    async def touch(self, used: Mapping[str, int]) -> None:
+        """Write last-use seconds; older values never replace newer ones."""
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            del now
+            db.executemany(
+                "INSERT INTO key_use VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET at = max(at, excluded.at)",
+                used.items(),
+            )
+
+        await self._write(job)
+
+    async def write_key(self, args: KeyWriteArgs) -> str:
+        """KEY WRITE."""
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, args.store_id):
+                return "lost"
+            row = db.execute("SELECT blob FROM keys WHERE id = ?", (args.key_id,)).fetchone()
+            if (row[0] if row else None) != args.expected:
+                return "changed"
+            if row is None:
+                db.execute(
+                    "INSERT INTO keys SELECT ?, ?, ?, coalesce(max(seq), 0) + 1 FROM keys",
+                    (args.key_id, args.blob, args.purge_at),
+                )
+            else:
+                db.execute(
+                    "UPDATE keys SET blob = ?, purge_at = ? WHERE id = ?",
+                    (args.blob, args.purge_at, args.key_id),
+                )
+            if args.narrows:
+                _raise_epoch(db)
+            _append(db, now, args.audit)
+            return "ok"
+
+        return await self._write(job)
+
+    async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
+        """Return a page of keys in order of creation."""
+
+        def job(db: sqlite3.Connection, now: float) -> KeysPage:
+            del now
+            rows = db.execute(
+                "SELECT keys.seq, keys.id, keys.blob, key_use.at FROM keys LEFT JOIN key_use USING (id) "
+                "WHERE seq > ? ORDER BY seq LIMIT ?",
+                (_cursor(cursor) or 0, limit + 1),
+            ).fetchall()
+            page = rows[:limit]
+            more = str(page[-1][0]) if len(rows) > limit else None
+            return KeysPage(tuple((key_id, blob, at) for _, key_id, blob, at in page), more)
+
+        return await self._query(job)
+
+    async def last_used(self, key_id: str) -> int | None:
+        """Return the last-use second of a key."""
+
+        def job(db: sqlite3.Connection, now: float) -> int | None:
+            del now
+            row = db.execute("SELECT at FROM key_use WHERE id = ?", (key_id,)).fetchone()
+            return row[0] if row else None
+
+        return await self._query(job)
+
+    # -- owners ----------------------------------------------------------------------------------
+
+    async def pin(self, owner: str) -> bytes | None:
+        """Return the pinned account of an owner, sealed."""
+
+        def job(db: sqlite3.Connection, now: float) -> bytes | None:
+            del now
+            row = db.execute("SELECT blob FROM names WHERE owner = ?", (owner,)).fetchone()
+            return row[0] if row else None
+
+        return await self._query(job)
+
+    async def put_owner(self, args: OwnerArgs) -> str:
+        """OWNER."""
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, args.store_id):
+                return "lost"
+            if not _lease_held(db, args.lease, args.nonce, now):
+                return "fenced"
+            if _highest(db, args.marks) > args.epoch:
+                return "stale"
+            row = db.execute("SELECT blob FROM names WHERE owner = ?", (args.owner,)).fetchone()
+            if (row[0] if row else None) != args.expected_pin:
+                return "changed"
+            if args.pin is not None:
+                db.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (args.owner, args.pin))
+            if args.blob is None:
+                db.execute("DELETE FROM owners WHERE owner = ?", (args.owner,))
+            else:
+                db.execute(
+                    "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
+                    (args.owner, args.blob, args.installation_id, now + OWNER_LIFE_S),
+                )
+            return "ok"
+
+        return await self._write(job)
+
+    # -- keeping house ---------------------------------------------------------------------------
+
+    async def sweep(self) -> None:
+        """Delete what has expired, a bounded number of rows at a time."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            full = False
+            for table, key, condition, at in (
+                ("tokens", "scope", "expires_at <= ?", now),
+                ("live", "sha", "expires_at <= ?", now - LIVE_GRACE_S),
+                ("owners", "owner", "until <= ?", now),
+                ("leases", "name", "until <= ?", now),
+                ("failures", "name", "until <= ?", now),
+                ("pauses", "name", "until <= ?", now),
+                ("gates", "name", "until <= ?", now),
+                ("budget", "name", "window < ?", int(now) // WINDOW_S - 1),
+                ("keys", "id", "purge_at <= ?", now),
+                ("audit", "seq", "time <= ?", now - self._retention_s),
+            ):
+                done = db.execute(
+                    f"DELETE FROM {table} WHERE {key} IN "  # noqa: S608 - constants
+                    f"(SELECT {key} FROM {table} WHERE {condition} LIMIT {_SWEEP_ROWS})",
+                    (at,),
+                )
+                full = full or done.rowcount == _SWEEP_ROWS
+            done = db.execute(
+                "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit "
+                f"WHERE seq <= (SELECT max(seq) FROM audit) - ? LIMIT {_SWEEP_ROWS})",
+                (self._max_events,),
+            )
+            db.execute("DELETE FROM key_use WHERE id NOT IN (SELECT id FROM keys)")
+            return full or done.rowcount == _SWEEP_ROWS
+
+        while await self._write(job):
+            await asyncio.sleep(0.05)
+
+    async def warnings(self) -> list[str]:
+        """Return what an operator should know about this store."""
+        return []
+
+
+def _retrieve(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _lost(db: sqlite3.Connection, store_id: bytes) -> bool:
+    rows = db.execute(
+        "SELECT value FROM state WHERE name = 'id' UNION ALL SELECT value FROM key_state WHERE name = '!'"
+    ).fetchall()
+    return rows != [(store_id,), (store_id,)]
+
+
+def _fields(db: sqlite3.Connection, names: Sequence[str]) -> dict[str, bytes]:
+    return _select(db, "SELECT name, value FROM state WHERE name IN ", names)
+
+
+def _select(db: sqlite3.Connection, statement: str, names: Sequence[str]) -> dict[str, bytes]:
+    """Run ``statement`` with an IN list, padded to few lengths so that prepared statements are reused."""
+    found: dict[str, bytes] = {}
+    for start in range(0, len(names), 512):
+        part = names[start : start + 512]
+        size = 1 << (len(part) - 1).bit_length()
+        padded = (*part, *[part[-1]] * (size - len(part)))
+        found.update(db.execute(f"{statement} ({','.join('?' * size)})", padded))
+    return found
+
+
+def _epoch(db: sqlite3.Connection) -> int:
+    row = db.execute("SELECT value FROM state WHERE name = 'epoch'").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _raise_epoch(db: sqlite3.Connection) -> int:
+    epoch = _epoch(db) + 1
+    db.execute("UPDATE state SET value = ? WHERE name = 'epoch'", (b"%d" % epoch,))
+    return epoch
+
+
+def _highest(db: sqlite3.Connection, names: Sequence[str]) -> int:
+    return max((epoch_of(value) for value in _fields(db, names).values()), default=0)
+
+
+def _paused(db: sqlite3.Connection, now: float, names: Iterable[str]) -> float:
+    rows = _select(db, "SELECT name, until FROM pauses WHERE name IN ", tuple(names))
+    return max((float(until) - now for until in rows.values() if float(until) > now), default=0.0)
+
+
+def _lease_free(db: sqlite3.Connection, name: str, now: float) -> bool:
+    return not db.execute("SELECT 1 FROM leases WHERE name = ? AND until > ?", (name, now)).fetchone()
+
+
+def _lease_held(db: sqlite3.Connection, name: str, nonce: str, now: float) -> bool:
+    return bool(
+        db.execute(
+            "SELECT 1 FROM leases WHERE name = ? AND holder = ? AND until > ?", (name, nonce, now)
+        ).fetchone()
+    )
+
+
+def _grant_lease(db: sqlite3.Connection, name: str, nonce: str, now: float) -> None:
+    db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (name, nonce, now + LEASE_MS / 1000))
+
+
+def _take(db: sqlite3.Connection, now: float, name: str, chunk: int, limit: int) -> tuple[int, float]:
+    window = int(now) // WINDOW_S
+    row = db.execute("SELECT used FROM budget WHERE name = ? AND window = ?", (name, window)).fetchone()
+    used = row[0] if row else 0
+    granted = max(0, min(chunk, limit - used))
+    if granted:
+        db.execute("INSERT OR REPLACE INTO budget VALUES (?, ?, ?)", (name, window, used + granted))
+    return granted, (window + 1) * WINDOW_S - now
+
+
+def _append(db: sqlite3.Connection, now: float, row: Row) -> None:
+    repositories = "|" + "|".join(row.repositories) + "|" if row.repositories else ""
+    db.execute(
+        "INSERT INTO audit (time, event, key_id, owner, repositories, request_id, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (now, row.event, row.key_id, row.owner, repositories, row.request_id, row.body),
+    )
+
+
+def _cursor(cursor: str | None) -> int | None:
+    return int(cursor) if cursor is not None and cursor.isdecimal() else None

@@ -1,0 +1,129 @@
+"""Plain ASGI around the routes: request id, client address, problems; no ``BaseHTTPMiddleware``."""
+
+import ipaddress
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
+from broker.web.errors import new_request_id, problem
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_BY_STATUS: Final[dict[int, type[BrokerError]]] = {404: NotFoundError, 405: MethodNotAllowedError}
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def client_address(peer: str | None, forwarded: Sequence[bytes], trusted: Sequence[Network]) -> str | None:
+    """Return the client: the rightmost address of ``X-Forwarded-For`` and the peer that is not trusted.
+
+    Args:
+        peer: who connected.
+        forwarded: values of ``X-Forwarded-For``, in order.
+        trusted: proxies whose word is believed.
+    """
+    if peer is None or not _trusted(peer, trusted):
+        return peer
+    hops = [hop.strip() for hop in b",".join(forwarded).decode("latin-1").split(",") if hop.strip()]
+    found = peer
+    for hop in reversed(hops):
+        try:
+            ipaddress.ip_address(hop)
+        except ValueError:
+            return found  # whoever wrote this is not to be believed any further
+        found = hop
+        if not _trusted(hop, trusted):
+            break
+    return found
+
+
+def _trusted(address: str, networks: Sequence[Network]) -> bool:
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    return any(ip in network for network in networks if network.version == ip.version)
+
+
+class Edge:
+    """Gives every request an id and a client address, and every error an answer.
+
+    Args:
+        app: the routes.
+        trusted_proxies: networks whose ``X-Forwarded-For`` is believed.
+    """
+
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network]) -> None:
+        self._app = app
+        self._trusted = tuple(trusted_proxies)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = b""
+        forwarded = []
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"x-forwarded-for":
+                forwarded.append(value)
+        shown = request_id.decode() if _REQUEST_ID.fullmatch(request_id) else new_request_id()
+        peer = scope["client"][0] if scope.get("client") else None
+        state = scope.setdefault("state", {})
+        state["request_id"] = shown
+        state["client_ip"] = client_address(peer, forwarded, self._trusted) if self._trusted else peer
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except BrokerError as error:
+            _tell(error, shown)
+            await self._problem(error, shown, answer, started=started)
+        except HTTPException as error:
+            kind = _BY_STATUS.get(error.status_code, RequestError)
+            await self._problem(kind(), shown, answer, started=started, extra=error.headers)
+        except Exception as error:
+            _log.exception("a request failed unexpectedly", extra={"request_id": shown})
+            if started:
+                raise
+            await self._problem(BrokerError(str(type(error))), shown, answer, started=started)
+
+    async def _problem(
+        self,
+        error: BrokerError,
+        request_id: str,
+        send: Send,
+        *,
+        started: bool,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        if started:
+            raise error
+        status, headers, body = problem(error, request_id)
+        headers |= {name.lower(): value for name, value in (extra or {}).items()}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        raw.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": raw})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _tell(error: BrokerError, request_id: str) -> None:
+    """Tell the operator what the caller is not told."""
+    if str(error) != error.public:
+        _log.info("refused", extra={"request_id": request_id, "code": error.code, "cause": str(error)})

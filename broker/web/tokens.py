@@ -1,0 +1,132 @@
+"""What callers ask: tokens, repositories, who am I."""
+
+import json
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from broker.errors import BrokerError, InvalidRequestError, UnknownHostError
+from broker.issuing.repositories import RepositoryList
+from broker.issuing.tokens import Issuer, Origin, TokenRequest
+from broker.model import ApiKeyRecord, RepositoryName, Scope, parse_owner, parse_permissions
+from broker.web.wire import (
+    TokenBody,
+    page_limit,
+    parse_body,
+    presented_key,
+    query_values,
+    read_body,
+)
+from broker.wording import rfc3339
+
+_NO_STORE: Final = {"cache-control": "no-store"}
+
+
+def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return ``value`` as JSON."""
+    body = json.dumps(value, separators=(",", ":")).encode()
+    return Response(body, status, headers, "application/json")
+
+
+def origin_of(request: Request) -> Origin:
+    """Return where a request comes from, as the edge found out."""
+    state = request.scope["state"]
+    return Origin(state["request_id"], state["client_ip"])
+
+
+def key_answer(record: ApiKeyRecord, last_used_at: int | None) -> dict[str, object]:
+    """Return a key's record as the contract shows it."""
+    return {
+        "id": record.id,
+        "name": record.name,
+        "role": record.role,
+        "repositories": list(record.repositories),
+        "permissions": dict.fromkeys(record.permissions, "read"),
+        "created_at": rfc3339(record.created_at),
+        "created_by": record.created_by,
+        "expires_at": None if record.expires_at is None else rfc3339(record.expires_at),
+        "revoked_at": None if record.revoked_at is None else rfc3339(record.revoked_at),
+        "last_used_at": None if last_used_at is None else rfc3339(last_used_at),
+        "rate_limit_per_minute": record.rate_limit_per_minute,
+    }
+
+
+class Tokens:
+    """The callers' endpoints.
+
+    Args:
+        issuer: issues.
+        repositories: lists.
+        host: the GitHub host that is served, lower case.
+    """
+
+    def __init__(self, issuer: Issuer, repositories: RepositoryList, *, host: str) -> None:
+        self._issuer = issuer
+        self._repositories = repositories
+        self._host = host
+
+    async def token(self, request: Request) -> Response:
+        """``POST /v1/github/token``."""
+        presented = presented_key(request)
+        try:
+            wanted = self._parse(parse_body(TokenBody, await read_body(request)))
+        except BrokerError:
+            # Whoever has no key learns nothing, not even what a good request looks like.
+            await self._issuer.identify(presented)
+            raise
+        issued = await self._issuer.issue(presented, wanted, origin_of(request))
+        token = issued.token
+        return json_response(
+            {
+                "token": token.token.reveal(),
+                "expires_at": rfc3339(token.expires_at),
+                "repositories": None if token.repositories is None else list(token.repositories),
+                "permissions": dict.fromkeys(token.permissions, "read"),
+                "installation_id": token.installation_id,
+                "cached": issued.cached,
+            },
+            headers=_NO_STORE,
+        )
+
+    def _parse(self, body: TokenBody) -> TokenRequest:
+        given = body.model_fields_set
+        if ("repositories" in given) == ("owner" in given):
+            raise InvalidRequestError(public="repositories: name some, or an owner instead, not both.")
+        permissions = parse_permissions(body.permissions if "permissions" in given else None)
+        if "repositories" in given:
+            names = [RepositoryName.parse(text) for text in body.repositories]
+            scope = Scope.of_repositories(self._host, names, permissions)
+        else:
+            scope = Scope.of_owner(self._host, parse_owner(body.owner), permissions)
+        if "host" in given and body.host.lower() != self._host:
+            raise UnknownHostError
+        return TokenRequest(scope, min_ttl_s=body.min_ttl, refresh=body.refresh)
+
+    async def repositories(self, request: Request) -> Response:
+        """``GET /v1/github/repositories``."""
+        caller = await self._issuer.admitted(presented_key(request))
+        values = query_values(request, ("cursor", "limit"))
+        page = await self._repositories.page(caller, cursor=values.get("cursor"), limit=page_limit(values))
+        return json_response(
+            {
+                "repositories": [
+                    {
+                        "full_name": one.repository.full_name,
+                        "private": one.repository.private,
+                        "default_branch": one.repository.default_branch,
+                        "archived": one.repository.archived,
+                        "installation_id": one.installation_id,
+                    }
+                    for one in page.items
+                ],
+                "next_cursor": page.next_cursor,
+            },
+            headers=_NO_STORE,
+        )
+
+    async def whoami(self, request: Request) -> Response:
+        """``GET /v1/whoami``."""
+        query_values(request, ())
+        caller, last_used_at = await self._issuer.who(presented_key(request))
+        return json_response(key_answer(caller, last_used_at), headers=_NO_STORE)
