@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from broker import settings as broker_settings
@@ -42,7 +41,7 @@ from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
-from broker.web.middleware import Edge
+from broker.web.middleware import Edge, not_found
 from broker.web.openapi import document
 from broker.web.probes import Probes
 from broker.web.tokens import Tokens, json_response
@@ -289,7 +288,7 @@ def build_app(broker: Broker) -> ASGIApp:
         return json_response(described)
 
     @asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: Router) -> AsyncIterator[None]:
         del app
         async with broker.running():
             yield
@@ -302,9 +301,9 @@ def build_app(broker: Broker) -> ASGIApp:
         Route("/readyz", probes.ready, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
     ]
-    app = Starlette(routes=routes, lifespan=lifespan)
-    app.router.redirect_slashes = False
-    return Edge(app, [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies])
+    # Not a Starlette(): its error middleware would answer before the edge does.
+    router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)
+    return Edge(router, [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies])
 
 
 def app_from_environment() -> ASGIApp:

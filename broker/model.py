@@ -134,12 +134,15 @@ class Scope:
         owner: login, lower case.
         repositories: sorted lower-case ``owner/name``, or None for all of the installation's.
         permissions: sorted names.
+        spelled: names of the repositories (without owner) as the caller wrote them, in the same order:
+            whether GitHub compares them without case when it mints is not documented.
     """
 
     host: str
     owner: str
     repositories: tuple[str, ...] | None
     permissions: tuple[str, ...]
+    spelled: tuple[str, ...] | None = field(default=None, compare=False)
     id: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -165,7 +168,8 @@ class Scope:
         Raises:
             InvalidRequestError: none, more than 500, or repositories of two owners.
         """
-        keys = sorted({name.key for name in names})
+        by_key = {name.key: name.name for name in names}
+        keys = sorted(by_key)
         if not keys:
             raise InvalidRequestError(public="repositories: name at least one.")
         if len(keys) > MAX_REPOSITORIES:
@@ -175,7 +179,8 @@ class Scope:
             raise InvalidRequestError(
                 public="repositories: all must have one owner, because a token belongs to one installation."
             )
-        return cls(host.lower(), owners.pop(), tuple(keys), permissions)
+        spelled = tuple(by_key[key] for key in keys)
+        return cls(host.lower(), owners.pop(), tuple(keys), permissions, spelled)
 
     @classmethod
     def of_owner(cls, host: str, owner: str, permissions: tuple[str, ...]) -> "Scope":

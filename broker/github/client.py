@@ -170,6 +170,17 @@ class GitHubClient:
         """
         return wire.parse_app(await self._as_app(wire.get_app(self._base_url)))
 
+    async def installation(self, installation_id: int) -> Installation:
+        """Return an installation by its id (``checked_at`` is 0).
+
+        Raises:
+            InstallationGoneError: there is none of that id.
+            GitHubError: GitHub refused or failed.
+        """
+        return wire.parse_installation_by_id(
+            await self._as_app(wire.get_installation(self._base_url, installation_id))
+        )
+
     async def repository_installation(self, repository: RepositoryName) -> Installation:
         """Return the installation that reaches a repository (``checked_at`` is 0).
 
@@ -196,7 +207,9 @@ class GitHubClient:
         return wire.parse_installation(reply, owner=owner)
 
     async def installations(self) -> Sequence[Installation]:
-        """Return all installations of the app, each once; the budget of time is for each page.
+        """Return all installations of the app on organizations and users, each once.
+
+        One on an enterprise is left out: no repository belongs to it. The budget of time is for each page.
 
         Raises:
             UntrustedReplyError: there is no end to the pages.
@@ -210,7 +223,7 @@ class GitHubClient:
             # Pages shift while they are read, so an installation may come twice; the later one counts.
             found.update((item.id, item) for item in items)
             if not wire.has_next_page(reply, len(items)):
-                return tuple(found.values())
+                return tuple(each for each in found.values() if "/" not in each.login)
             if len(found) == before:
                 break
         raise UntrustedReplyError(f"GitHub's list of installations does not end (page {page})")

@@ -110,6 +110,7 @@ class Route(StrEnum):
     """The calls the broker makes; also the label of metrics."""
 
     APP = "app"
+    INSTALLATION = "installation"
     REPOSITORY_INSTALLATION = "repository_installation"
     OWNER_INSTALLATION = "owner_installation"
     INSTALLATIONS = "installations"
@@ -274,6 +275,16 @@ def get_owner_installation(base_url: str, owner: str, *, user: bool) -> Request:
     return _api(Route.OWNER_INSTALLATION, "GET", url, limit=REPLY_LIMIT)
 
 
+def get_installation(base_url: str, installation_id: int) -> Request:
+    """``GET /app/installations/{id}``.
+
+    Raises:
+        InvalidRequestError: the id is not one that GitHub could have given.
+    """
+    url = join(base_url, "app", "installations", str(parse_id(installation_id)))
+    return _api(Route.INSTALLATION, "GET", url, limit=REPLY_LIMIT)
+
+
 def get_installations(base_url: str, *, page: int) -> Request:
     """``GET /app/installations``, 100 a page from 1."""
     url = f"{join(base_url, 'app', 'installations')}?per_page={PAGE_SIZE}&page={parse_id(page)}"
@@ -381,6 +392,15 @@ def parse_installation(reply: Reply, *, owner: str) -> Installation:
     if found.login.lower() != owner.lower():
         raise RenamedError("look-up: GitHub answered with the installation of another account")
     return found
+
+
+def parse_installation_by_id(reply: Reply) -> Installation:
+    """Return the installation of an id, whoever owns it; see ``parse_installations`` for enterprises.
+
+    Raises:
+        UntrustedReplyError: the reply is not an installation.
+    """
+    return _installation(_object(reply.json(), "installation"))
 
 
 def parse_installations(reply: Reply) -> tuple[Installation, ...]:
@@ -671,7 +691,7 @@ def _not_found(route: Route, reply: Reply, detail: str) -> GitHubError | None:
         return None
     if jwt_fault(reply) is not None and route.by_app:
         return _refused_jwt(route, reply, detail)
-    if route in {Route.MINT, Route.INSTALLATION_REPOSITORIES}:
+    if route in {Route.MINT, Route.INSTALLATION, Route.INSTALLATION_REPOSITORIES}:
         return InstallationGoneError(detail, public=INSTALL_HINT)
     if route in _LOOK_UPS:
         return NotInstalledError(detail, public=INSTALL_HINT)

@@ -274,9 +274,7 @@ class Minter:
                 raise OvertakenError("the lease was lost before GitHub was asked", retry_after_s=1.0)
             return await self._github.mint(
                 installation.id,
-                repositories=None
-                if scope.repositories is None
-                else [name.partition("/")[2] for name in scope.repositories],
+                repositories=_bare_names(scope),
                 permissions=scope.permissions,
             )
 
@@ -364,6 +362,12 @@ class Minter:
         task = asyncio.create_task(revoke(), name="late-revocation")
         self._dying.add(task)
         task.add_done_callback(self._dying.discard)
+
+
+def _bare_names(scope: Scope) -> list[str] | None:
+    if scope.repositories is None:
+        return None
+    return list(scope.spelled or (name.partition("/")[2] for name in scope.repositories))
 
 
 OWNER_CHANGED: Final = (

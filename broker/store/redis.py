@@ -186,8 +186,13 @@ class RedisBackend:
         found_keys = _present(keys, reply[1])
         found_strings = _present(strings, reply[2]) if strings else {}
         now = _seconds(reply[-1])
-        epoch = int(found_fields.get("epoch", b"0"))
-        gh_offset = float(found_fields.get("gh_offset", b"0"))
+        try:
+            epoch = int(found_fields.get("epoch", b"0"))
+            gh_offset = float(found_fields.get("gh_offset", b"0"))
+        except ValueError:
+            raise StoreUnavailableError("Redis: epoch or gh_offset is not a number") from None
+        if not math.isfinite(gh_offset):
+            raise StoreUnavailableError("Redis: gh_offset is not finite")
         return [
             View(
                 now=now,

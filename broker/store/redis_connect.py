@@ -8,7 +8,7 @@ conversation closes its connection, so that no reply ever reaches another caller
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -37,7 +37,8 @@ PAUSE_S: Final = 0.1
 
 _AGAIN_S: Final = 0.05
 _WAIT_MS: Final = 1000
-_WAIT_MARGIN_MS: Final = 50
+_WAIT_MARGIN_MS: Final = 200
+"""Redis ends a WAIT up to 100 ms late; the caller shall still learn that it was the replicas."""
 _MAX_SEEDS: Final = 32
 _MAX_DETAIL: Final = 200
 _ROLE_PRIMARY: Final = b"master"
@@ -201,9 +202,9 @@ class Place:
         except BaseException:
             await wire.disconnect(nowait=True)
             raise
-        if role[0] != _ROLE_PRIMARY:
+        if not isinstance(role, list) or role[0] != _ROLE_PRIMARY:
             await wire.disconnect(nowait=True)
-            raise ReadOnlyError("it is a replica")
+            raise ReadOnlyError("not a primary but a replica or Sentinel")
 
     async def _find(self) -> Address:
         if self.target.kind == "single":
@@ -294,44 +295,54 @@ class Link:
             units: what to send.
             until: loop time at which the caller gives up (and cancels).
             repeatable: whether it does no harm to send them again after the connection broke.
-
-        Raises:
-            StoreUnavailableError: the answer to at least one is unknown.
         """
-        loop = asyncio.get_running_loop()
         replies: list[Any] = [None] * len(units)
         pending = dict(enumerate(units))
-        broken = False
+        lost = moves = 0
         while pending:
-            await self._connected()
             try:
+                await self._connected()
                 got = await self._converse(tuple(pending.values()), until)
+            except StoreUnavailableError as error:
+                return self._give_up(replies, pending, error)
             except (RedisError, OSError) as error:
                 self._place.forget()
                 _log.warning("lost Redis %s:%s: %s", *self._address, type(error).__name__)
-                if not repeatable or broken:
-                    raise StoreUnavailableError(self._detail(error)) from error
-                broken = True
+                lost += 1
+                if not repeatable or lost > 1:
+                    return self._give_up(replies, pending, StoreUnavailableError(self._detail(error)))
                 continue
-            waiting = False
-            for index, reply in zip(tuple(pending), got, strict=True):
-                answer = reply
-                if isinstance(reply, AskError):
-                    answer = await self._elsewhere(pending[index], reply, until)
-                if isinstance(answer, NoScriptError) and pending[index].in_full is not None:
-                    unit = pending[index]
-                    pending[index] = Unit(unit.in_full or (), replicated=unit.replicated)
-                elif self._refused(answer) and loop.time() + _AGAIN_S < until:
-                    waiting = waiting or not isinstance(answer, MovedError)
-                else:
-                    replies[index] = (
-                        StoreUnavailableError(self._detail(answer))
-                        if isinstance(answer, RedisError)
-                        else answer
-                    )
-                    del pending[index]
-            if waiting:
+            moved, again = await self._sort(replies, pending, got, until)
+            moves += moved
+            # Nodes that send us back and forth are not to be asked in a tight loop.
+            if again or moves > 1:
                 await asyncio.sleep(_AGAIN_S)
+        return replies
+
+    async def _sort(
+        self, replies: list[Any], pending: dict[int, Unit], got: Sequence[Any], until: float
+    ) -> tuple[bool, bool]:
+        """Move what is answered out of ``pending``; return whether to ask elsewhere, and whether later."""
+        moved = again = False
+        for index, reply in zip(tuple(pending), got, strict=True):
+            unit = pending[index]
+            answer = await self._elsewhere(unit, reply, until) if isinstance(reply, AskError) else reply
+            if isinstance(answer, NoScriptError) and unit.in_full is not None:
+                pending[index] = Unit(unit.in_full, replicated=unit.replicated)
+            elif self._refused(answer) and asyncio.get_running_loop().time() + _AGAIN_S < until:
+                moved = moved or isinstance(answer, MovedError)
+                again = again or not isinstance(answer, MovedError)
+            else:
+                failed = isinstance(answer, RedisError)
+                replies[index] = StoreUnavailableError(self._detail(answer)) if failed else answer
+                del pending[index]
+        return moved, again
+
+    @staticmethod
+    def _give_up(replies: list[Any], pending: Mapping[int, Unit], error: StoreUnavailableError) -> list[Any]:
+        """Those that were answered keep their answer."""
+        for index in pending:
+            replies[index] = error
         return replies
 
     def _refused(self, reply: object) -> bool:

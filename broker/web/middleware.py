@@ -52,6 +52,17 @@ def _trusted(address: str, networks: Sequence[Network]) -> bool:
     return any(ip in network for network in networks if network.version == ip.version)
 
 
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer what no route knows.
+
+    Raises:
+        NotFoundError: always.
+    """
+    del receive, send
+    if scope["type"] != "lifespan":
+        raise NotFoundError
+
+
 class Edge:
     """Gives every request an id and a client address, and every error an answer.
 
@@ -78,6 +89,7 @@ class Edge:
                 forwarded.append(value)
         shown = request_id.decode() if _REQUEST_ID.fullmatch(request_id) else new_request_id()
         peer = scope["client"][0] if scope.get("client") else None
+        scope["app"] = self  # routes raise instead of answering when they see an app around them
         state = scope.setdefault("state", {})
         state["request_id"] = shown
         state["client_ip"] = client_address(peer, forwarded, self._trusted) if self._trusted else peer
@@ -126,4 +138,4 @@ class Edge:
 def _tell(error: BrokerError, request_id: str) -> None:
     """Tell the operator what the caller is not told."""
     if str(error) != error.public:
-        _log.info("refused", extra={"request_id": request_id, "code": error.code, "cause": str(error)})
+        _log.debug("refused", extra={"request_id": request_id, "code": error.code, "cause": str(error)})

@@ -1,0 +1,166 @@
+"""The broker's API as the commands use it: one deadline, several tries, checked answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING
+
+from broker_cli import __version__
+from broker_cli.errors import TransientError, UnreachableError
+from broker_cli.output import say
+from broker_cli.retry import TRANSIENT_STATUSES, pause_s
+from broker_cli.transport import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Self
+
+    from broker_cli.settings import Settings
+    from broker_cli.transport import Reply
+
+PAGE_SIZE = 100
+OK = 200
+
+
+class Broker:
+    """The broker, for the length of one command."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._transport = Transport(settings)
+        self._deadline = time.monotonic() + settings.timeout_s
+        # One id for the whole command: every try and page of it is found in the broker's audit by this.
+        self._request_id = os.urandom(12).hex()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._transport.close()
+
+    def get(self, path: str) -> dict[str, object]:
+        """Return the JSON object that a path answers with.
+
+        Raises:
+            BrokerCliError: any of its kinds, with a text for the user.
+        """
+        return self._call("GET", path, None)
+
+    def post(self, path: str, document: Mapping[str, object]) -> dict[str, object]:
+        """Send a JSON document, again if need be, and return the JSON object that comes back.
+
+        For calls that may be made twice: one that got no answer is sent again.
+
+        Raises:
+            BrokerCliError: any of its kinds, with a text for the user.
+        """
+        return self._call("POST", path, json.dumps(document).encode())
+
+    def pages(self, path: str, noun: str) -> Iterator[dict[str, object]]:
+        """Yield the entries of a list, following its cursor to the end.
+
+        Raises:
+            BrokerCliError: any of its kinds; some entries may have been yielded before.
+        """
+        from urllib.parse import quote  # noqa: PLC0415
+
+        query, seen = f"?limit={PAGE_SIZE}", set[str]()
+        while True:
+            page = self.get(f"{path}{query}")
+            entries, cursor = page.get(noun), page.get("next_cursor")
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+                raise self.unexpected(f"no list of {noun}")
+            yield from entries
+            if cursor is None:
+                return
+            if not isinstance(cursor, str) or not cursor or cursor in seen or not cursor.isprintable():
+                raise self.unexpected("a cursor that leads nowhere")
+            seen.add(cursor)
+            query = f"?limit={PAGE_SIZE}&cursor={quote(cursor, safe='')}"
+
+    def unexpected(self, what: str) -> UnreachableError:
+        """Return the error for an answer of 200 that is not as promised."""
+        settings = self._settings
+        return UnreachableError(
+            f"unexpected answer from {settings.endpoint.url} ({what}): check {settings.endpoint_source},"
+            f" and that client and broker are of one version [HTTP {OK}, request id {self._request_id}]"
+        )
+
+    def _call(self, method: str, path: str, body: bytes | None) -> dict[str, object]:
+        """Return the object of the first answer that counts."""
+        reply = self._exchange(method, path, body)
+        if reply.status != OK:
+            from broker_cli.refusals import problem_of  # noqa: PLC0415
+
+            raise problem_of(reply, self._settings, self._request_id)
+        try:
+            document = json.loads(reply.body)
+        except (ValueError, RecursionError):
+            raise self.unexpected("it is not JSON") from None
+        if not isinstance(document, dict):
+            raise self.unexpected("it is no JSON object")
+        return document
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> Reply:
+        """Return the first reply that is not transient; raise once there is no time for another try."""
+        headers = self._headers(body)
+        failures = 0
+        while True:
+            started = time.monotonic()
+            asked_s = None
+            try:
+                # The floor gives a page that comes late in a command the chance to say what failed.
+                limit_s = max(self._deadline - started, 0.01)
+                reply = self._transport.exchange(method, path, headers=headers, body=body, limit_s=limit_s)
+            except TransientError as error:
+                failure: UnreachableError | TransientError = error
+                self._trace(f"{method} {path}: {error} ({time.monotonic() - started:.3f} s)")
+            else:
+                self._trace(f"{method} {path}: HTTP {reply.status} ({time.monotonic() - started:.3f} s)")
+                if reply.status not in TRANSIENT_STATUSES:
+                    return reply
+                from broker_cli.refusals import problem_of  # noqa: PLC0415
+                from broker_cli.retry import retry_after_s  # noqa: PLC0415
+
+                failure = UnreachableError(str(problem_of(reply, self._settings, self._request_id)))
+                asked_s = retry_after_s(reply.headers)
+            failures += 1
+            left_s = self._deadline - time.monotonic()
+            wait_s = pause_s(failures=failures, asked_s=asked_s, left_s=left_s)
+            if wait_s is None:
+                raise self._given_up(failure, failures, asked_s, left_s)
+            self._trace(f"trying again in {wait_s:.1f} s")
+            time.sleep(wait_s)
+
+    def _given_up(
+        self, failure: UnreachableError, failures: int, asked_s: float | None, left_s: float
+    ) -> UnreachableError:
+        """Return the last failure with the reason for not trying again."""
+        tries = f"{failures} {'try' if failures == 1 else 'tries'}"
+        allowed = f"--timeout {self._settings.timeout_s:g} s"
+        if asked_s is None or left_s <= 0:
+            why = f"gave up after {tries} ({allowed})"
+        else:
+            why = f"gave up after {tries}: it asks to wait {asked_s:.0f} s, {allowed} leaves {left_s:.0f} s"
+        if isinstance(failure, TransientError):
+            why += f" (request id {self._request_id})"
+        return UnreachableError(f"{failure}; {why}")
+
+    def _headers(self, body: bytes | None) -> dict[str, str]:
+        """Return the request's headers; the one place where the key's text is used."""
+        headers = {
+            "Accept": "application/json",
+            "Authorization": f"Bearer {self._settings.key.reveal()}",
+            "User-Agent": f"broker-cli/{__version__}",
+            "X-Request-Id": self._request_id,
+        }
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        return headers
+
+    def _trace(self, message: str) -> None:
+        """Tell what happens, with --verbose."""
+        if self._settings.verbose:
+            say(message)

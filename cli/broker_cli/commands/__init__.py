@@ -1,0 +1,1 @@
+"""One file a command; each is named in the group above it and imported when it is called."""

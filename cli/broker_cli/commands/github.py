@@ -1,0 +1,12 @@
+"""`broker-cli github`: the group of what concerns GitHub."""
+
+from broker_cli.lazy import LazyGroup
+
+github = LazyGroup(
+    name="github",
+    lazy={
+        "token": "broker_cli.commands.github_token:token",
+        "ls": "broker_cli.commands.github_ls:ls",
+    },
+    help="Tokens for GitHub, and the repositories they can be had for.",
+)

@@ -1,0 +1,267 @@
+"""The product around an emulated GitHub: real service processes, or the real app inside the test's loop."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from servers import free_port
+
+from broker import settings as broker_settings
+from broker.access.keys import generate
+from broker.build import Broker, build, build_app
+from broker.issuing.keys import KeyPolicy, KeyRegister
+from broker.model import Role
+from broker.ports import Clock
+from broker.sandbox.github import EmulatedApp, EmulatedGitHub, EmulatedInstallation, RunningGitHub
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """Return an environment without anything of ours in it, plus ``more``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
+    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+
+
+@dataclass
+class Service:
+    """A real ``broker serve`` process."""
+
+    environment: dict[str, str]
+    folder: Path
+    port: int
+    name: str
+    process: subprocess.Popen[bytes] | None = None
+    log_path: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log_path = self.folder / f"{self.name}.log"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, *, wait: bool = True) -> "Service":
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(SCRIPTS / "broker"), "serve"],
+                env={**self.environment, "BROKER_PORT": str(self.port)},
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        if wait:
+            self.wait_ready()
+        return self
+
+    def wait_ready(self, *, path: str = "/readyz", seconds: float = 20) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self.process is None or self.process.poll() is not None:
+                raise AssertionError(f"{self.name} ended:\n{self.log()[-3000:]}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(self.url + path, timeout=2).status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"{self.name} is not ready:\n{self.log()[-3000:]}")
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and, with several workers, to all of them."""
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGKILL)
+        if self.process is not None:
+            self.process.wait(10)
+
+    def stop(self, *, seconds: float = 30) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(seconds)
+        finally:
+            if self.process.poll() is None:
+                self.kill()
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+
+class World:
+    """An emulated GitHub with one app, installed on ``acme``, and what a service needs to use it.
+
+    Repositories: ``acme/widgets`` and ``acme/gadgets`` (private), ``stranger/secrets`` (not installed).
+    """
+
+    def __init__(self, folder: Path, github: EmulatedGitHub, app: EmulatedApp, pem: str) -> None:
+        self.folder = folder
+        self.github = github
+        self.app = app
+        self.pem = pem
+        self.installation: EmulatedInstallation
+        self.server: RunningGitHub
+        self.store_url = f"sqlite:///{folder / 'broker.db'}"
+        self.services: list[Service] = []
+
+    # -- configuration ---------------------------------------------------------------------------
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return the environment of a service."""
+        return clean_environment(
+            **{
+                "BROKER_GITHUB_CLIENT_ID": self.app.client_id,
+                "BROKER_GITHUB_PRIVATE_KEY": self.pem,
+                "BROKER_GITHUB_API_URL": self.server.api_url,
+                "BROKER_GITHUB_URL": self.server.url,
+                "BROKER_STORE_URL": self.store_url,
+                "BROKER_LOG_FORMAT": "json",
+                "BROKER_LOG_LEVEL": "debug",
+                **more,
+            }
+        )
+
+    def settings(self, **more: Any) -> broker_settings.Settings:
+        """Return settings for an app inside the test."""
+        return broker_settings.load(
+            **{
+                "github_client_id": self.app.client_id,
+                "github_private_key": self.pem,
+                "github_api_url": self.server.api_url,
+                "github_url": self.server.url,
+                "store_url": self.store_url,
+                **more,
+            }
+        )
+
+    # -- real processes --------------------------------------------------------------------------
+
+    def service(self, *, start: bool = True, **more: str) -> Service:
+        """Return a ``broker serve`` process on a free port; ``more`` is environment."""
+        name = f"service-{len(self.services)}"
+        one = Service(self.environment(**more), self.folder, free_port(), name)
+        self.services.append(one)
+        return one.start() if start else one
+
+    def command(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run ``broker …``."""
+        return subprocess.run(
+            [str(SCRIPTS / "broker"), *arguments],
+            env=self.environment(**more),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def key(self, *patterns: str, admin: bool = False, permissions: tuple[str, ...] = ()) -> str:
+        """Return a new key, made by ``broker keys create``."""
+        arguments = ["keys", "create", "--name", "test"]
+        for pattern in patterns:
+            arguments += ["--repository", pattern]
+        for permission in permissions:
+            arguments += ["--permission", permission]
+        if admin:
+            arguments.append("--admin")
+        done = self.command(*arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def client(self, service: Service, key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``broker-cli …`` against a service."""
+        return subprocess.run(
+            [sys.executable, "-m", "broker_cli", *arguments],
+            env=clean_environment(BROKER_API_URL=service.url, BROKER_API_KEY=key),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    # -- the app inside the test -----------------------------------------------------------------
+
+    @asynccontextmanager
+    async def inside(self, *, clock: Clock | None = None, **more: Any) -> AsyncIterator["Inside"]:
+        """Run the app in the test's own loop; ``more`` is settings."""
+        broker = build(self.settings(**more), clock=clock)
+        async with broker.running():
+            transport = httpx.ASGITransport(build_app(broker), client=("192.0.2.7", 4242))
+            async with httpx.AsyncClient(transport=transport, base_url="http://broker.test") as http:
+                yield Inside(broker, http)
+
+
+@dataclass
+class Inside:
+    """The real app in the test's loop, and a client of it."""
+
+    broker: Broker
+    http: httpx.AsyncClient
+
+    async def key(
+        self,
+        *patterns: str,
+        admin: bool = False,
+        permissions: dict[str, object] | None = None,
+        expires_in_s: float | None = None,
+        limit: int | None = None,
+    ) -> str:
+        """Return a new key."""
+        policy = KeyPolicy.parse(
+            name="test",
+            role=Role.ADMIN if admin else Role.CALLER,
+            repositories=patterns,
+            permissions=permissions,
+            rate_limit_per_minute=limit,
+        )
+        key, _ = await KeyRegister(self.broker.store).create(policy, by="test", expires_in_s=expires_in_s)
+        return key.reveal()
+
+    async def token(self, key: str, *repositories: str, **body: Any) -> httpx.Response:
+        """``POST /v1/github/token``."""
+        if repositories:
+            body["repositories"] = list(repositories)
+        return await self.http.post("/v1/github/token", json=body, headers=bearer(key))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def unknown_key() -> str:
+    """Return a well-formed key that no store knows."""
+    return generate()[0].reveal()
+
+
+@contextmanager
+def world_in(folder: Path, *, api_prefix: str = "", git: bool = False) -> Iterator[World]:
+    """Run an emulated GitHub and stop every service that the test started."""
+    with EmulatedGitHub() as github:
+        app = github.add_app(permissions={"contents": "read", "metadata": "read", "issues": "write"})
+        world = World(folder, github, app, app.new_private_key())
+        for name in ("widgets", "gadgets"):
+            github.add_repository(f"acme/{name}", create_git=git)
+        github.add_repository("stranger/secrets")
+        world.installation = github.install(app, "acme")
+        with github.serve(api_prefix=api_prefix) as server:
+            world.server = server
+            try:
+                yield world
+            finally:
+                for service in world.services:
+                    service.kill() if service.process and service.process.poll() is None else None
