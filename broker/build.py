@@ -87,8 +87,8 @@ def sqlite_path(url: str) -> Path:
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2 or parts.query:  # noqa: PLR2004
         raise SettingsError(
             [
-                "BROKER_STORE_URL: write sqlite:///broker.db (sqlite:////data/broker.db for an absolute "
-                "path), redis://, rediss://, redis+sentinel:// or redis+cluster://"
+                "BROKER_STORE_URL: write sqlite:///broker.db, sqlite:////data/broker.db (absolute), "
+                "redis://, rediss://, redis+sentinel:// or redis+cluster://"
             ]
         )
     return Path(parts.path[1:])
@@ -173,7 +173,7 @@ class Broker:
             try:
                 self.about.app = await self.github.app()
             except GitHubError as error:
-                _log.error(  # noqa: TRY400 - the cause is in the text
+                _log.error(
                     "GitHub did not tell who the app is", extra={"code": error.code, "cause": str(error)}
                 )
                 await asyncio.sleep(_APP_RETRY_S)

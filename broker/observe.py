@@ -78,7 +78,7 @@ class ConsoleFormatter(_Formatter):
         """Return the line."""
         found = self.fields(record)
         trace = found.pop("traceback", None)
-        head = f"{str(found.pop('time'))[11:23]} {str(found.pop('level')):8} {found.pop('message')}"
+        head = f"{str(found.pop('time'))[11:23]} {found.pop('level')!s:8} {found.pop('message')}"
         found.pop("logger")
         found.pop("event", None)
         line = " ".join([head, *(f"{name}={_plain(value)}" for name, value in found.items())])

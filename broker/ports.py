@@ -22,7 +22,6 @@ from broker.model import (
     Secret,
 )
 
-
 T = TypeVar("T")
 
 

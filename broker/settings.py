@@ -20,8 +20,8 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.access import keys
-from broker.errors import BrokerError, PrivateKeyError, SettingsError
-from broker.github.private_key import AppPrivateKey, parse_private_key
+from broker.errors import BrokerError, SettingsError
+from broker.github.private_key import AppPrivateKey, parse_private_keys
 from broker.model import Secret, parse_owner
 
 PREFIX: Final = "BROKER_"
@@ -227,10 +227,7 @@ class Settings(BaseSettings):
         Raises:
             PrivateKeyError: one of them is no RSA key that can sign.
         """
-        parts = [part for part in self.github_private_key.get_secret_value().split(",") if part.strip()]
-        if not parts:
-            raise PrivateKeyError("no key in it")
-        return tuple(parse_private_key(part) for part in parts)
+        return parse_private_keys(self.github_private_key.get_secret_value())
 
     def encryption_secrets(self) -> tuple[bytes, ...]:
         """Return the configured encryption keys, 32 bytes each; none if they are to be derived.
@@ -290,7 +287,7 @@ def unknown_variables() -> list[str]:
     known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
     known |= {"BROKER_ALLOW_INSECURE"}
     lines = []
-    for name in sorted(os.environ):
+    for name in sorted(os.environ):  # noqa: TID251 - this is the reader
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name} is not a setting" + (f"; is {close[0]} meant?" if close else ""))
@@ -316,7 +313,8 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
     Raises:
         SettingsError: one line per problem.
     """
-    values, problems = _secret_files({**dotenv_values(".env"), **os.environ})
+    environment = {**dotenv_values(".env"), **os.environ}  # noqa: TID251 - this is the reader
+    values, problems = _secret_files(environment)
     settings: Settings | None = None
     try:
         settings = Settings(**{**values, **overrides})

@@ -8,7 +8,7 @@ it is revoked at GitHub, and nobody gets it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -170,7 +170,7 @@ class Minter:
             return error
         except TimeoutError:
             return GitHubTimeoutError(f"no token for a scope of {grant.scope.owner} within {_FLIGHT_S:g} s")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - many may wait for the outcome
             _log.exception("a mint failed unexpectedly")
             return BrokerError(f"a mint failed unexpectedly: {type(error).__name__}")
 

@@ -6,6 +6,7 @@ mint comes back to READ, so no token leaves on a decision that is older than the
 """
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Final
@@ -28,8 +29,7 @@ from broker.issuing.minting import OWNER_CHANGED, Minter, error_of
 from broker.model import ApiKeyRecord, Grant, Installation, LiveToken, Scope
 from broker.ports import AuditEvent, Event, HandResult, ReadQuery, Snapshot, Store
 
-_ATTEMPTS: Final = 6
-_STALE_ATTEMPTS: Final = 3
+_ATTEMPTS: Final = 5
 _HANDED_REMEMBERED: Final = 100_000
 REFRESH_GATE_S: Final = 30.0
 
@@ -79,6 +79,21 @@ class IssueSettings:
     refresh_ahead_s: float
     timeout_s: float
     allowed_owners: frozenset[str] | None
+
+
+@dataclass(slots=True)
+class _Way:
+    """How far one request has come.
+
+    Attributes:
+        refresh: the cached token is to be replaced.
+        through_gate: the one refresh in 30 s is this request's.
+        fresh: SHA-256 of a token that was minted while this request waited.
+    """
+
+    refresh: bool
+    through_gate: bool = False
+    fresh: str | None = None
 
 
 class Issuer:
@@ -177,64 +192,78 @@ class Issuer:
     async def _issue(
         self, presented: PresentedKey, request: TokenRequest, origin: Origin, who: list[ApiKeyRecord]
     ) -> Issued:
-        scope = request.scope
-        fresh: str | None = None
-        refresh = request.refresh
-        stale = 0
+        way = _Way(refresh=request.refresh)
         for attempt in range(_ATTEMPTS):
-            seen = await self._store.read(ReadQuery(presented.id, scope))
+            seen = await self._store.read(ReadQuery(presented.id, request.scope))
             caller = self._authenticated(presented, seen)
             who[:] = [caller]
             if attempt == 0:
                 await self._limits.take(caller)
-            grant = authorize(caller, scope, allowed_owners=self._settings.allowed_owners)
-            if seen.blocked() is not None:
-                raise BlockedError
-            installation = seen.installation()
-            if installation is not None:
-                _serves(installation)
-                self._installations.used(scope.owner)
-                if attempt == 0 and self._installations.is_old(installation):
-                    await self._installations.renewed(scope.owner, installation)
-                    continue
-            token = self._good(seen, installation, request, fresh)
-            if token is not None and refresh and token.sha256 != fresh:
-                refresh = False
-                if await self._store.refresh_gate(scope, seconds=REFRESH_GATE_S):
-                    token = None
-            elif token is None and fresh is None and (failure := seen.failure()) is not None:
-                raise error_of(failure)
-            if token is None:
-                try:
-                    fresh = await self._minter.mint(grant, seen)
-                except OvertakenError:
-                    if attempt + 1 == _ATTEMPTS:
-                        raise
+            grant = self._granted(caller, request.scope, seen)
+            if attempt == 0 and await self._looked_again(request.scope, seen):
                 continue
-            match await self._hand(grant, token, seen, origin, cached=token.sha256 != fresh):
+            token = await self._cached(seen, request, way)
+            if token is None:
+                with contextlib.suppress(OvertakenError):
+                    way.fresh = await self._minter.mint(grant, seen)
+                continue
+            cached = token.sha256 != way.fresh
+            match await self._hand(grant, token, seen, origin, cached=cached):
                 case HandResult.STALE:
-                    stale += 1
-                    if stale > _STALE_ATTEMPTS:
-                        break
+                    pass
                 case HandResult.GONE:
                     await self._store.drop_token(seen)
                 case _:
                     self._refresh_ahead(grant, token, seen)
-                    return Issued(token, cached=token.sha256 != fresh)
+                    return Issued(token, cached=cached)
         raise StoreUnavailableError("what this request rests on kept changing", retry_after_s=1.0)
 
-    def _good(
-        self,
-        seen: Snapshot,
-        installation: Installation | None,
-        request: TokenRequest,
-        fresh: str | None,
-    ) -> LiveToken | None:
-        """Return the cached token if it is the installation's and lives long enough by GitHub's clock."""
+    def _granted(self, caller: ApiKeyRecord, scope: Scope, seen: Snapshot) -> Grant:
+        """Return the grant: policy first, then blocks, then whether the installation serves at all."""
+        grant = authorize(caller, scope, allowed_owners=self._settings.allowed_owners)
+        if seen.blocked() is not None:
+            raise BlockedError
+        installation = seen.installation()
+        if installation is not None:
+            _serves(installation)
+        return grant
+
+    async def _looked_again(self, scope: Scope, seen: Snapshot) -> bool:
+        """Have an installation's old picture renewed; True if this request waited for that."""
+        installation = seen.installation()
         if installation is None:
+            return False
+        self._installations.used(scope.owner)
+        if not self._installations.is_old(installation):
+            return False
+        await self._installations.renewed(scope.owner, installation)
+        return True
+
+    async def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
+        """Return the cached token; None where one has to be minted.
+
+        Raises:
+            BrokerError: the scope has just failed and cools down.
+        """
+        token = self._good(seen, request, way.fresh)
+        if token is None:
+            failure = seen.failure()
+            if failure is not None and way.fresh is None and not way.refresh:
+                raise error_of(failure)
             return None
-        token = seen.token()
-        if token is None or token.installation_id != installation.id:
+        if way.refresh and token.sha256 != way.fresh:
+            way.refresh = way.through_gate or await self._store.refresh_gate(
+                request.scope, seconds=REFRESH_GATE_S
+            )
+            way.through_gate = way.refresh
+            return None if way.refresh else token
+        return token
+
+    def _good(self, seen: Snapshot, request: TokenRequest, fresh: str | None) -> LiveToken | None:
+        """Return the cached token if it is the installation's and lives long enough by GitHub's clock."""
+        installation = seen.installation()
+        token = seen.token() if installation is not None else None
+        if token is None or installation is None or token.installation_id != installation.id:
             return None
         if token.sha256 == fresh:
             return token  # a token just minted satisfies any min_ttl, else a wrong clock mints for ever

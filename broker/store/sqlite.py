@@ -49,6 +49,9 @@ LIVE_GRACE_S: Final = 600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
 _SWEEP_ROWS: Final = 500
+_NETWORK_FILE_SYSTEMS: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs"}
+)
 
 # Position + 1 is the schema version (PRAGMA user_version). Only ever append.
 MIGRATIONS: Final = (
@@ -280,7 +283,7 @@ class SqliteBackend:
             if version > len(MIGRATIONS):
                 connection.execute("ROLLBACK")
                 raise StoreLostError(
-                    f"SQLite file {self._path} has schema {version}, newer than this broker's {len(MIGRATIONS)}"
+                    f"SQLite file {self._path} has schema {version}; this broker knows {len(MIGRATIONS)}"
                 )
             for script in MIGRATIONS[version:]:
                 for statement in script.split(";"):
@@ -753,19 +756,35 @@ class SqliteBackend:
                 )
                 full = full or done.rowcount == _SWEEP_ROWS
             done = db.execute(
-                "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit "
+                "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit "  # noqa: S608 - constants
                 f"WHERE seq <= (SELECT max(seq) FROM audit) - ? LIMIT {_SWEEP_ROWS})",
                 (self._max_events,),
             )
             db.execute("DELETE FROM key_use WHERE id NOT IN (SELECT id FROM keys)")
             return full or done.rowcount == _SWEEP_ROWS
 
-        while await self._write(job):
-            await asyncio.sleep(0.05)
+        more = True
+        while more:
+            more = await self._write(job)
+            await asyncio.sleep(0)
 
     async def warnings(self) -> list[str]:
-        """Return what an operator should know about this store."""
+        """Return what an operator should know: SQLite's locks do not hold on network file systems."""
+        kind = await asyncio.to_thread(_file_system, self._path.absolute())
+        if kind in _NETWORK_FILE_SYSTEMS:
+            return [f"{self._path} lies on {kind}, a network file system: use a local disk, or Redis"]
         return []
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, empty if this host does not tell."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    mounts = [line.split()[1:3] for line in lines]
+    holding = [(point, kind) for point, kind in mounts if path.is_relative_to(point)]
+    return max(holding, key=lambda found: len(found[0]), default=("", ""))[1]
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

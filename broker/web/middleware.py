@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
@@ -80,19 +81,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = b""
-        forwarded = []
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value
-            elif name == b"x-forwarded-for":
-                forwarded.append(value)
-        shown = request_id.decode() if _REQUEST_ID.fullmatch(request_id) else new_request_id()
-        peer = scope["client"][0] if scope.get("client") else None
-        scope["app"] = self  # routes raise instead of answering when they see an app around them
-        state = scope.setdefault("state", {})
-        state["request_id"] = shown
-        state["client_ip"] = client_address(peer, forwarded, self._trusted) if self._trusted else peer
+        shown = self._introduce(scope)
         started = False
 
         async def answer(message: Message) -> None:
@@ -107,6 +96,8 @@ class Edge:
         except BrokerError as error:
             _tell(error, shown)
             await self._problem(error, shown, answer, started=started)
+        except ClientDisconnect:
+            pass  # nobody is there to answer
         except HTTPException as error:
             kind = _BY_STATUS.get(error.status_code, RequestError)
             await self._problem(kind(), shown, answer, started=started, extra=error.headers)
@@ -115,6 +106,23 @@ class Edge:
             if started:
                 raise
             await self._problem(BrokerError(str(type(error))), shown, answer, started=started)
+
+    def _introduce(self, scope: Scope) -> str:
+        """Note the request's id and the client's address in the scope; return the id."""
+        request_id = b""
+        forwarded = []
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"x-forwarded-for":
+                forwarded.append(value)
+        shown = request_id.decode() if _REQUEST_ID.fullmatch(request_id) else new_request_id()
+        peer = scope["client"][0] if scope.get("client") else None
+        scope["app"] = self  # routes raise instead of answering when they see an app around them
+        state = scope.setdefault("state", {})
+        state["request_id"] = shown
+        state["client_ip"] = client_address(peer, forwarded, self._trusted) if self._trusted else peer
+        return shown
 
     async def _problem(
         self,

@@ -1,6 +1,7 @@
 """Bodies on the wire: strict models, and the one way in which a body or a header is read."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, TypeVar
 
@@ -18,6 +19,8 @@ from broker.errors import (
 
 MAX_BODY: Final = 64 * 1024
 MAX_MIN_TTL_S: Final = 3300
+MAX_PAGE: Final = 200
+_LIMIT: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _BEARER: Final = b"bearer "
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -216,6 +219,6 @@ def page_limit(values: dict[str, str]) -> int:
         InvalidRequestError: it is anything else.
     """
     text = values.get("limit", "50")
-    if not (text.isascii() and text.isdecimal() and len(text) <= 3 and 1 <= int(text) <= 200):
-        raise InvalidRequestError(public="limit: a number from 1 to 200.")
+    if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= MAX_PAGE:
+        raise InvalidRequestError(public=f"limit: a number from 1 to {MAX_PAGE}.")
     return int(text)
