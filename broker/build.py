@@ -85,12 +85,8 @@ def sqlite_path(url: str) -> Path:
     """
     parts = urlsplit(url)
     if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2 or parts.query:  # noqa: PLR2004
-        raise SettingsError(
-            [
-                "BROKER_STORE_URL: write sqlite:///broker.db, sqlite:////data/broker.db (absolute), "
-                "redis://, rediss://, redis+sentinel:// or redis+cluster://"
-            ]
-        )
+        known = "sqlite:///FILE (sqlite:////FILE for an absolute path), redis://, redis+sentinel://"
+        raise SettingsError([f"BROKER_STORE_URL: write {known} or redis+cluster:// (rediss for TLS)"])
     return Path(parts.path[1:])
 
 

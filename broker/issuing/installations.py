@@ -161,7 +161,7 @@ class Installations:
             if found.login.lower() != owner:
                 raise NotInstalledError(
                     f"GitHub names {found.login} as the owner of what was asked for as {owner}",
-                    public="The repository or its owner was renamed on GitHub, or transferred: use the new name.",
+                    public="The repository or its owner was renamed or transferred on GitHub.",
                 )
             return await self._keep(lead, owner, found)
         finally:

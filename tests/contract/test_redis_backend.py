@@ -720,6 +720,9 @@ async def test_a_batch_is_a_loop_turn_and_what_came_while_one_ran() -> None:
     assert await asyncio.gather(*(one(item) for item in range(3))) == [0, 2, 4]
     first = asyncio.create_task(one(10))
     await asyncio.sleep(0.002)
+    gone = asyncio.create_task(one(99))
+    await asyncio.sleep(0)
+    gone.cancel()
     assert await asyncio.gather(first, *(one(item) for item in range(20, 26))) == [20, *range(40, 52, 2)]
     assert batches == [[0, 1, 2], [10], [20, 21, 22, 23], [24, 25]]
     await batcher.close()
