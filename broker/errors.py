@@ -15,7 +15,8 @@ BrokerError
 │   └── RateLimitedError            the key's own limit or mint budget
 ├── GitHubError                 what GitHub said
 │   ├── NotInstalledError           the app is not there, or does not see the repository
-│   │   └── InstallationGoneError       404 on minting: look the installation up again
+│   │   ├── InstallationGoneError       404 on minting: look the installation up again
+│   │   └── RenamedError                the name is an old one
 │   ├── InstallationSuspendedError
 │   ├── PermissionNotGrantedError
 │   ├── GitHubRateLimitedError      GitHub said wait
@@ -178,6 +179,15 @@ class NotInstalledError(GitHubError):
 
 class InstallationGoneError(NotInstalledError):
     """GitHub answered 404 to a mint: the installation id is stale (reinstalled or removed)."""
+
+
+class RenamedError(NotInstalledError):
+    """The name is an old one. GitHub's redirect is never followed.
+
+    Following would quietly point a policy that was written for the old name at something else.
+    """
+
+    public = "This repository or its owner was renamed or transferred on GitHub. Ask for it by its new name."
 
 
 class InstallationSuspendedError(GitHubError):

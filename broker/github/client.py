@@ -24,6 +24,7 @@ from broker.errors import (
     InstallationSuspendedError,
     NotInstalledError,
     PermissionNotGrantedError,
+    RenamedError,
     SettingsError,
     UntrustedReplyError,
 )
@@ -200,7 +201,7 @@ class GitHubClient:
         """
         try:
             reply = await self._as_app(wire.get_owner_installation(self._base_url, owner, user=False))
-        except wire.RenamedError:
+        except RenamedError:
             raise
         except NotInstalledError:
             reply = await self._as_app(wire.get_owner_installation(self._base_url, owner, user=True))

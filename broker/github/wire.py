@@ -27,6 +27,7 @@ from broker.errors import (
     InvalidRequestError,
     NotInstalledError,
     PermissionNotGrantedError,
+    RenamedError,
     UntrustedReplyError,
 )
 from broker.model import (
@@ -83,9 +84,6 @@ INSTALL_HINT: Final = (
     "The app is not installed on this owner, or cannot reach this repository, or there is no such "
     "repository. An owner has to install the app there, or add the repository to its installation."
 )
-RENAMED_HINT: Final = (
-    "This repository or its owner was renamed or transferred on GitHub. Ask for it by its new name."
-)
 SUSPENDED_HINT: Final = "The owner has suspended the app. An owner has to unsuspend it on GitHub."
 PERMISSION_HINT: Final = (
     "The owner has not granted the app a permission that was asked for. Ask for fewer permissions, or "
@@ -95,15 +93,6 @@ ALLOW_LIST_HINT: Final = (
     "GitHub refuses the broker's network address for this owner (IP allow list). "
     "The owner or the broker's operator has to act."
 )
-
-
-class RenamedError(NotInstalledError):
-    """GitHub answered with a redirect: the name is an old one. It is never followed.
-
-    Following would quietly point a policy that was written for the old name at something else.
-    """
-
-    public = RENAMED_HINT
 
 
 class Route(StrEnum):

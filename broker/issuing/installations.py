@@ -17,7 +17,7 @@ from broker.errors import (
     GitHubRateLimitedError,
     GitHubTimeoutError,
     InstallationGoneError,
-    NotInstalledError,
+    RenamedError,
     StoreError,
 )
 from broker.issuing.turns import Turns
@@ -159,10 +159,7 @@ class Installations:
                     else self._github.repository_installation(probe)
                 )
             if found.login.lower() != owner:
-                raise NotInstalledError(
-                    f"GitHub names {found.login} as the owner of what was asked for as {owner}",
-                    public="The repository or its owner was renamed or transferred on GitHub.",
-                )
+                raise RenamedError(f"GitHub names {found.login} as the owner of what was asked for as {owner}")
             return await self._keep(lead, owner, found)
         finally:
             with contextlib.suppress(StoreError):

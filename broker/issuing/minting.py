@@ -229,7 +229,7 @@ class Minter:
                 raise error from None
 
     def _with_hint(self, error: BrokerError) -> BrokerError:
-        if type(error) in {NotInstalledError, InstallationGoneError} and "renamed" not in error.public:
+        if type(error) in {NotInstalledError, InstallationGoneError}:
             hint = self._grant_hint()
             if hint:
                 return NotInstalledError(str(error), public=f"{error.public} {hint}")

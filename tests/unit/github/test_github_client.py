@@ -26,7 +26,6 @@ from broker.errors import (
 )
 from broker.github import client as client_module
 from broker.github.app_jwt import Signer
-from broker.github.wire import RenamedError
 from broker.model import MintedToken, RepositoryName, Secret
 
 if TYPE_CHECKING:

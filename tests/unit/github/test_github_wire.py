@@ -22,10 +22,11 @@ from broker.errors import (
     NotInstalledError,
     NotReadOnlyError,
     PermissionNotGrantedError,
+    RenamedError,
     UntrustedReplyError,
 )
 from broker.github import wire
-from broker.github.wire import JwtFault, RenamedError, Reply, Route
+from broker.github.wire import JwtFault, Reply, Route
 from broker.model import RepositoryName, Secret
 
 NOW = 1_795_000_000
