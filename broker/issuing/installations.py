@@ -159,7 +159,7 @@ class Installations:
                     else self._github.repository_installation(probe)
                 )
             if found.login.lower() != owner:
-                raise RenamedError(f"GitHub names {found.login} as the owner of what was asked for as {owner}")
+                raise RenamedError(f"GitHub names {found.login} as the owner, not {owner}")
             return await self._keep(lead, owner, found)
         finally:
             with contextlib.suppress(StoreError):

@@ -21,6 +21,7 @@ from broker.errors import (
     GitHubUnavailableError,
     InvalidRequestError,
     NotInstalledError,
+    RenamedError,
     SettingsError,
     UntrustedReplyError,
 )
