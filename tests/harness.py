@@ -184,15 +184,28 @@ class World:
 
     def client(self, service: Service, key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``broker-cli …`` against a service."""
+        return self.client_of(service.url, key, *arguments)
+
+    def client_of(
+        self, url: str, key: str | None, *arguments: str, **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``broker-cli …`` against a URL, with or without a key; ``more`` is environment."""
+        if key is not None:
+            more["BROKER_API_KEY"] = key
         return subprocess.run(
-            [sys.executable, "-m", "broker_cli", *arguments],
-            env=clean_environment(BROKER_API_URL=service.url, BROKER_API_KEY=key),
+            self.client_command(*arguments),
+            env=clean_environment(BROKER_API_URL=url, XDG_CONFIG_HOME=str(self.folder), **more),
             cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
+
+    @staticmethod
+    def client_command(*arguments: str) -> list[str]:
+        """Return the command line of ``broker-cli …``."""
+        return [sys.executable, "-m", "broker_cli", *arguments]
 
     # -- the app inside the test -----------------------------------------------------------------
 

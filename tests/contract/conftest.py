@@ -69,7 +69,7 @@ async def backend(open_backend: OpenBackend) -> Backend:
 
 @pytest.fixture
 def short_lease(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Leases end after 0.15 s; returns how long to sleep until one has."""
-    monkeypatch.setattr("broker.store.redis.LEASE_MS", 150)
-    monkeypatch.setattr("broker.store.sqlite.LEASE_MS", 150)
-    return 0.25
+    """Leases end after 0.5 s; returns how long to sleep until one has."""
+    monkeypatch.setattr("broker.store.redis.LEASE_MS", 500)
+    monkeypatch.setattr("broker.store.sqlite.LEASE_MS", 500)
+    return 0.6

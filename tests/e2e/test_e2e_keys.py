@@ -1,0 +1,137 @@
+"""``broker keys`` beside running services: at once on every one of them, and nothing lost to kill -9."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from e2e_callers import ask, callers, start_together
+from harness import Service, World, bearer
+
+from broker.access import keys
+
+WRITER = Path(__file__).with_name("e2e_key_writer.py")
+
+
+async def test_a_revoked_key_is_refused_at_once_by_every_service(any_world: World) -> None:
+    """Rule 6: when the command has returned, no request that reaches any replica after that is given anything."""
+    world = any_world
+    services = start_together(world, 2)
+    key, other = world.key("acme/*"), world.key("acme/*")
+    async with callers() as http:
+        for service in services:
+            assert (await ask(http, service, key)).token
+        done = world.command("keys", "revoke", key[5:17])
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        for service in services:
+            refused = await ask(http, service, key)
+            assert (refused.status, refused.body["code"]) == (401, "invalid_api_key")
+            assert refused.headers["www-authenticate"] == "Bearer"
+            assert (await http.get(f"{service.url}/v1/whoami", headers=bearer(key))).status_code == 401
+            assert (await ask(http, service, other)).token
+
+
+def test_the_command_keys(any_world: World) -> None:
+    world = any_world
+    generated = world.command("keys", "generate", BROKER_STORE_URL="mysql://nowhere")
+    assert (generated.returncode, generated.stderr) == (0, "")
+    assert re.fullmatch(keys.PATTERN + r"\n", generated.stdout)
+
+    key = world.key("acme/*", "Other/prefix-*", permissions=("contents", "issues=read"))
+    assert re.fullmatch(keys.PATTERN, key)
+    admin = world.key(admin=True)
+    dated = world.command(
+        "keys", "create", "--name", "dated", "--repository", "acme/widgets", "--expires-in", "1s", "--rate-limit", "5"
+    )
+    assert (dated.returncode, dated.stderr) == (0, "")
+    assert re.fullmatch(keys.PATTERN + r"\n", dated.stdout)
+
+    listed = world.command("keys", "list", "--json")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [row["id"] for row in rows] == [one[5:17] for one in (key, admin, dated.stdout)]
+    assert [row["role"] for row in rows] == ["caller", "admin", "caller"]
+    assert rows[0]["permissions"] == {"contents": "read", "issues": "read", "metadata": "read"}
+    assert rows[2]["expires_at"] is not None
+    assert rows[2]["rate_limit_per_minute"] == 5
+    for secret in (key, admin, dated.stdout.strip()):
+        assert secret[17:] not in listed.stdout
+
+    for arguments, said in (
+        (("create", "--name", "x"), "--repository"),
+        (("create", "--name", "x", "--repository", "acme/*", "--expires-in", "soon"), "--expires-in"),
+        (("revoke", "too-short"), "12 characters"),
+    ):
+        wrong = world.command("keys", *arguments)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert said in wrong.stderr
+    for arguments, said in (
+        (("create", "--name", "x", "--repository", "no-slash"), "repositories"),
+        (("create", "--name", "x", "--repository", "a/*", "--permission", "contents=write"), "read"),
+        (("create", "--name", "x\x07", "--repository", "a/*"), "name"),
+        (("revoke", "0" * 12), "no key"),
+    ):
+        refused = world.command("keys", *arguments)
+        assert (refused.returncode, refused.stdout) == (1, ""), arguments
+        assert said in refused.stderr
+        assert "Traceback" not in refused.stderr
+    for _ in range(2):  # ending it again changes nothing
+        assert world.command("keys", "revoke", key[5:17]).returncode == 0
+    rows = [json.loads(line) for line in world.command("keys", "list", "--json").stdout.splitlines()]
+    assert [row["revoked_at"] is not None for row in rows] == [True, False, False]
+    assert "revoked" in world.command("keys", "list").stdout
+
+
+def test_kill_9_loses_no_key_that_was_acknowledged(world: World) -> None:
+    """SQLite, two workers: every key that was acknowledged works or is refused after each crash."""
+    service = world.service(start=False, BROKER_WORKERS="2", BROKER_LOG_LEVEL="error")
+    working: dict[str, str] = {}
+    ended: dict[str, str] = {}
+    unsure: set[str] = set()
+    for crash in range(3):
+        service.start()
+        with subprocess.Popen(
+            [sys.executable, str(WRITER)],
+            env=world.environment(),
+            cwd=world.folder,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as writer:
+            assert writer.stdout is not None
+            lines = [writer.stdout.readline()]  # it is at work
+            time.sleep(0.15 + 0.1 * crash)
+            service.kill()
+            writer.kill()
+            lines += writer.stdout.readlines()
+        for line in lines:
+            if not line.endswith("\n"):
+                continue
+            word, _, value = line.strip().partition(" ")
+            if word == "created":
+                working[value[5:17]] = value
+            elif word == "revoking":
+                unsure.add(value)
+            else:
+                unsure.discard(value)
+                ended[value] = working.pop(value)
+    for key_id in unsure:  # killed between the order and the word: either way is right
+        working.pop(key_id)
+    assert len(working) >= 3
+    assert len(ended) >= 3
+    service.start()
+    _all_are(service, working, 200)
+    _all_are(service, ended, 401)
+    listed = world.command("keys", "list", "--json").stdout.splitlines()
+    shown = {row["id"]: row["revoked_at"] for row in map(json.loads, listed)}
+    assert all(shown[key_id] is None for key_id in working)
+    assert all(shown[key_id] is not None for key_id in ended)
+
+
+def _all_are(service: Service, keys_by_id: dict[str, str], status: int) -> None:
+    with httpx.Client() as http:
+        for key in keys_by_id.values():
+            answer = http.get(f"{service.url}/v1/whoami", headers=bearer(key))
+            assert answer.status_code == status, answer.text
