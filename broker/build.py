@@ -260,7 +260,15 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
             allowed_owners=allowed,
         ),
     )
-    repositories = RepositoryList(store, github, minter, installations, host=host, allowed_owners=allowed)
+    repositories = RepositoryList(
+        store,
+        github,
+        minter,
+        installations,
+        host=host,
+        allowed_owners=allowed,
+        timeout_s=settings.request_timeout,
+    )
     return Broker(
         settings, store, github, signer, installations, minter, auditor, issuer, repositories, about
     )

@@ -25,12 +25,19 @@ from broker.ports import Clock
 from broker.sandbox.github import EmulatedApp, EmulatedGitHub, EmulatedInstallation, RunningGitHub
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
+BYTECODE = Path(__file__).parent.parent / ".pytest_cache" / "bytecode"
+"""Processes start in half the time if what they import is compiled, wherever bytecode is switched off."""
 
 
 def clean_environment(**more: str) -> dict[str, str]:
     """Return an environment without anything of ours in it, plus ``more``."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
-    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+    left_out = {"PYTHONDONTWRITEBYTECODE"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("BROKER_") and name not in left_out
+    }
+    return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONPYCACHEPREFIX": str(BYTECODE), **more}
 
 
 @dataclass

@@ -12,7 +12,7 @@ from broker.observe import configure_logging
 
 _log = logging.getLogger("broker.serve")
 
-DRAIN_S = 25
+DRAIN_S = 20
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
 _MAX_CONCURRENT = 4096

@@ -17,6 +17,7 @@ from broker.errors import (
     GitHubRateLimitedError,
     GitHubTimeoutError,
     InstallationGoneError,
+    NotInstalledError,
     RenamedError,
     StoreError,
 )
@@ -91,7 +92,7 @@ class Installations:
             self._watching.cancel()
             tasks.append(self._watching)
         if tasks:
-            await asyncio.wait(tasks, timeout=10)
+            await asyncio.wait(tasks, timeout=1)
 
     # -- finding ---------------------------------------------------------------------------------
 
@@ -161,6 +162,10 @@ class Installations:
             if found.login.lower() != owner:
                 raise RenamedError(f"GitHub names {found.login} as the owner, not {owner}")
             return await self._keep(lead, owner, found)
+        except NotInstalledError:
+            if not_id is not None:
+                await self._store.drop_owner(lead, owner)  # what the store knows is gone at GitHub
+            raise
         finally:
             with contextlib.suppress(StoreError):
                 await self._store.release(lead)

@@ -63,6 +63,7 @@ _DATE_TRUST_S: Final = 300.0
 _FLIGHT_S: Final = 60.0
 _REVOKE_FOR_S: Final = 60.0
 _PROBE_FOR_S: Final = 5.0
+_DRAIN_S: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +125,9 @@ class Minter:
         """Wait for mints in flight and for late revocations, within the time that a shutdown has."""
         running = [flight.task for flight in self._flights.values()]
         if running:
-            await asyncio.wait(running, timeout=15)
+            await asyncio.wait(running, timeout=_DRAIN_S)
         if self._dying:
-            await asyncio.wait(self._dying, timeout=10)
+            await asyncio.wait(self._dying, timeout=_DRAIN_S)
 
     async def mint(self, grant: Grant, seen: Snapshot) -> str:
         """Return the SHA-256 of a token that is newer than what ``seen`` found.

@@ -13,6 +13,7 @@ from typing import Final
 from broker.access.policy import parse_pattern, reaches
 from broker.errors import (
     BlockedError,
+    GitHubTimeoutError,
     InstallationSuspendedError,
     InvalidRequestError,
     NotInstalledError,
@@ -73,6 +74,7 @@ class RepositoryList:
         installations: finds and watches owners.
         host: of the scopes.
         allowed_owners: lower case; None for all.
+        timeout_s: for one page.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class RepositoryList:
         *,
         host: str,
         allowed_owners: frozenset[str] | None,
+        timeout_s: float,
     ) -> None:
         self._store = store
         self._github = github
@@ -91,6 +94,7 @@ class RepositoryList:
         self._installations = installations
         self._host = host
         self._allowed_owners = allowed_owners
+        self._timeout_s = timeout_s
         self._owners: tuple[float, tuple[str, ...]] | None = None
 
     async def page(self, caller: ApiKeyRecord, *, cursor: str | None, limit: int) -> Page[Reachable]:
@@ -101,6 +105,13 @@ class RepositoryList:
             BrokerError: GitHub or the store cannot be asked.
         """
         at = _Position.parse(cursor)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._page(caller, at, limit)
+        except TimeoutError:
+            raise GitHubTimeoutError("the list's time is up while GitHub is asked") from None
+
+    async def _page(self, caller: ApiKeyRecord, at: _Position, limit: int) -> Page[Reachable]:
         found: list[Reachable] = []
         calls = 0
         for owner in await self._owners_of(caller):

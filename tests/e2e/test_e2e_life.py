@@ -78,7 +78,7 @@ async def _recovers(http: httpx.AsyncClient, url: str, key: str, token: str) -> 
         await asyncio.sleep(0.1)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 async def test_sigterm_lets_a_mint_finish(world: World, workers: str) -> None:
     """SIGTERM: stop accepting, finish what runs, write what is pending, within 30 s."""
     service = world.service(BROKER_WORKERS=workers)

@@ -49,9 +49,8 @@ async def test_warm_requests_and_refresh_ahead(any_world: World) -> None:
         assert world.github.count() == 1
 
 
-async def test_github_down_serves_what_is_cached(any_world: World) -> None:
+async def test_github_down_serves_what_is_cached(world: World) -> None:
     """Rule 8: if GitHub is down, cached tokens are served; a cold scope is refused and says why."""
-    world = any_world
     service = world.service(BROKER_REQUEST_TIMEOUT="10", BROKER_FAILURE_COOLDOWN="1")
     key = world.key("acme/*")
     await settled(world)

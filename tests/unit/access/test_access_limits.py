@@ -1,0 +1,75 @@
+"""Per-key limits: all of the limit is given, and never more, whoever asks."""
+
+import asyncio
+
+import pytest
+
+from broker.access.limits import RateLimiter
+from broker.errors import RateLimitedError
+from broker.model import ApiKeyRecord, Role
+
+
+class Counter:
+    """One minute's counter that several processes share."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.calls = 0
+
+    async def take(self, key_id: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        self.calls += 1
+        await asyncio.sleep(0)
+        granted = max(0, min(chunk, limit - self.used))
+        self.used += granted
+        return granted, 30.0
+
+
+def caller(limit: int | None) -> ApiKeyRecord:
+    return ApiKeyRecord(
+        "AAAAAAAAAAAA", "00", "n", Role.CALLER, (), (), 0, "t", rate_limit_per_minute=limit
+    )
+
+
+async def passes(limiter: RateLimiter, limit: int, tries: int) -> int:
+    async def one() -> int:
+        try:
+            await limiter.take(caller(limit))
+        except RateLimitedError as error:
+            assert error.retry_after_s is not None
+            assert 0 < error.retry_after_s <= 60
+            return 0
+        return 1
+
+    return sum(await asyncio.gather(*(one() for _ in range(tries))))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 19, 20, 39, 40, 41, 100, 1000])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_one_process_gives_the_whole_limit(limit: int, at_once: bool) -> None:
+    limiter = RateLimiter(Counter())  # type: ignore[arg-type]
+    if at_once:
+        assert await passes(limiter, limit, limit + 50) == limit
+    else:
+        assert sum([await passes(limiter, limit, 1) for _ in range(limit + 5)]) == limit
+
+
+@pytest.mark.parametrize("limit", [1, 5, 40, 200])
+async def test_two_processes_never_give_more_and_lose_a_chunk_at_most(limit: int) -> None:
+    counter = Counter()
+    one, two = RateLimiter(counter), RateLimiter(counter)  # type: ignore[arg-type]
+    given = sum(await asyncio.gather(passes(one, limit, limit), passes(two, limit, limit)))
+    assert given <= limit
+    assert given >= limit - max(1, limit // 20) + 1 or given == limit
+
+
+async def test_few_requests_write() -> None:
+    counter = Counter()
+    limiter = RateLimiter(counter)  # type: ignore[arg-type]
+    await passes(limiter, 400, 500)
+    assert counter.calls <= 21
+
+
+async def test_no_limit_asks_nobody() -> None:
+    counter = Counter()
+    await RateLimiter(counter).take(caller(None))  # type: ignore[arg-type]
+    assert counter.calls == 0
