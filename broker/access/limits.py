@@ -1,6 +1,7 @@
 """Per-key rate limits: taken from the store in chunks, so that few requests write."""
 
 import asyncio
+import weakref
 from collections import OrderedDict
 from typing import Final
 
@@ -9,6 +10,8 @@ from broker.model import ApiKeyRecord
 from broker.ports import Store
 
 _REMEMBERED: Final = 20_000
+_NONE_LEFT: Final = -1
+"""The store gave nothing: nobody asks it again in this minute. 0: this chunk is used up, ask for another."""
 
 
 class RateLimiter:
@@ -24,7 +27,7 @@ class RateLimiter:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._held: OrderedDict[str, tuple[int, float]] = OrderedDict()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def take(self, caller: ApiKeyRecord) -> None:
         """Count one request of ``caller``.
@@ -35,27 +38,20 @@ class RateLimiter:
         limit = caller.rate_limit_per_minute
         if limit is None:
             return
-        lock = self._locks.setdefault(caller.id, asyncio.Lock())
-        try:
-            async with lock:
-                await self._take(caller.id, limit)
-        finally:
-            if not lock.locked():
-                self._locks.pop(caller.id, None)
+        async with self._locks.setdefault(caller.id, asyncio.Lock()):
+            await self._take(caller.id, limit)
 
     async def _take(self, key_id: str, limit: int) -> None:
         now = asyncio.get_running_loop().time()
         left, ends_at = self._held.get(key_id, (0, 0.0))
-        if left <= 0 or ends_at <= now:
-            if left == 0 and ends_at > now:
-                raise _used_up(ends_at - now)
+        if ends_at <= now or not left:
             granted, seconds = await self._store.take(key_id, chunk=max(1, limit // 20), limit=limit)
-            left, ends_at = granted, now + seconds
-        self._held[key_id] = (left - 1 if left else 0, ends_at)
+            left, ends_at = granted or _NONE_LEFT, now + seconds
+        self._held[key_id] = (left if left == _NONE_LEFT else left - 1, ends_at)
         self._held.move_to_end(key_id)
         if len(self._held) > _REMEMBERED:
             self._held.popitem(last=False)
-        if not left:
+        if left == _NONE_LEFT:
             raise _used_up(ends_at - now)
 
 

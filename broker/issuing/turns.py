@@ -65,14 +65,13 @@ class Turns:
     def _wake(self) -> None:
         for owner in list(self._waiting):
             queue = self._waiting[owner]
-            if not self._free(owner):
-                continue
-            future = queue.popleft()
-            self._waiting.move_to_end(owner)
+            while queue and queue[0].cancelled():
+                queue.popleft()  # its owner has not noticed yet; it must not swallow the turn
+            if queue and self._free(owner):
+                self._waiting.move_to_end(owner)
+                self._running[owner] = self._running.get(owner, 0) + 1
+                queue.popleft().set_result(None)
             if not queue:
                 del self._waiting[owner]
-            if not future.cancelled():
-                self._running[owner] = self._running.get(owner, 0) + 1
-                future.set_result(None)
             if sum(self._running.values()) >= self._total:
                 return

@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 LEASE_MS = 5000
+UNREADABLE = 2**62
 STATE_FIELDS = ("id", "epoch", "gh_offset")
 
 
 def epoch_of(value: bytes) -> int:
-    """Return the epoch that a mark or failure begins with."""
-    return int(value.partition(b":")[0])
+    """Return the epoch that a mark or failure begins with; an unreadable one counts as the highest."""
+    try:
+        return int(value.partition(b":")[0])
+    except ValueError:
+        return UNREADABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +313,7 @@ class Backend(Protocol):
         ...
 
     async def touch(self, used: Mapping[str, int]) -> None:
-        """Write last-use minutes of keys; older values never replace newer ones."""
+        """Write last-use seconds of keys; older values never replace newer ones."""
         ...
 
     async def write_key(self, args: KeyWriteArgs) -> str:

@@ -320,7 +320,7 @@ class SealedStore:
             case "budget":
                 return OverBudget(reply.wait_s)
             case "failed":
-                return _parse_failure(reply.failure)
+                return _parse_failure(reply.failure) or Wait()
             case _:
                 raise self._lost()
 
@@ -703,8 +703,12 @@ def _refresh_failure(scope: Scope) -> str:
     return f"F:refresh:{scope.id}"
 
 
-def _parse_failure(value: bytes) -> Failure:
-    return Failure(**json.loads(value.partition(b":")[2]))
+def _parse_failure(value: bytes) -> Failure | None:
+    """Return a kept failure; None if it makes no sense (failures are not sealed)."""
+    try:
+        return Failure(**json.loads(value.partition(b":")[2]))
+    except (ValueError, TypeError):
+        return None
 
 
 def _dump(value: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from broker.clock import SystemClock
-from broker.errors import StoreLostError, StoreUnavailableError
+from broker.errors import InvalidRequestError, StoreLostError, StoreUnavailableError
 from broker.ports import Clock
 from broker.store.backend import (
     LEASE_MS,
@@ -49,6 +50,7 @@ LIVE_GRACE_S: Final = 600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
 _SWEEP_ROWS: Final = 500
+_CURSOR: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs"}
 )
@@ -599,6 +601,7 @@ class SqliteBackend:
 
     async def audit(self, want: AuditWant) -> AuditPage:
         """Return a page of audit events."""
+        after = _cursor(want.cursor)
 
         def job(db: sqlite3.Connection, now: float) -> AuditPage:
             clauses = ["time > ?"]
@@ -610,7 +613,7 @@ class SqliteBackend:
                 ("time >= ?", want.since),
                 ("time < ?", want.until),
                 ("instr(repositories, ?) > 0", want.repository and f"|{want.repository}|"),
-                (f"seq {'>' if want.ascending else '<'} ?", _cursor(want.cursor)),
+                (f"seq {'>' if want.ascending else '<'} ?", after),
             ):
                 if value is not None:
                     clauses.append(column)
@@ -651,8 +654,8 @@ class SqliteBackend:
                 return "changed"
             if row is None:
                 db.execute(
-                    "INSERT INTO keys SELECT ?, ?, ?, coalesce(max(seq), 0) + 1 FROM keys",
-                    (args.key_id, args.blob, args.purge_at),
+                    "INSERT INTO keys VALUES (?, ?, ?, ?)",
+                    (args.key_id, args.blob, args.purge_at, _next_sequence(db)),
                 )
             else:
                 db.execute(
@@ -668,13 +671,14 @@ class SqliteBackend:
 
     async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
         """Return a page of keys in order of creation."""
+        after = _cursor(cursor) or 0
 
         def job(db: sqlite3.Connection, now: float) -> KeysPage:
             del now
             rows = db.execute(
                 "SELECT keys.seq, keys.id, keys.blob, key_use.at FROM keys LEFT JOIN key_use USING (id) "
                 "WHERE seq > ? ORDER BY seq LIMIT ?",
-                (_cursor(cursor) or 0, limit + 1),
+                (after, limit + 1),
             ).fetchall()
             page = rows[:limit]
             more = str(page[-1][0]) if len(rows) > limit else None
@@ -869,5 +873,22 @@ def _append(db: sqlite3.Connection, now: float, row: Row) -> None:
     )
 
 
+def _next_sequence(db: sqlite3.Connection) -> int:
+    """Return a number that no key ever had, so that a page's cursor never skips a key."""
+    row = db.execute("SELECT value FROM state WHERE name = 'seq'").fetchone()
+    number = (int(row[0]) if row else 0) + 1
+    db.execute("INSERT OR REPLACE INTO state VALUES ('seq', ?)", (b"%d" % number,))
+    return number
+
+
 def _cursor(cursor: str | None) -> int | None:
-    return int(cursor) if cursor is not None and cursor.isdecimal() else None
+    """Return where a page goes on.
+
+    Raises:
+        InvalidRequestError: the cursor is not one that this list gave.
+    """
+    if cursor is None:
+        return None
+    if not _CURSOR.fullmatch(cursor):
+        raise InvalidRequestError(public="cursor: not one that this list gave.")
+    return int(cursor)

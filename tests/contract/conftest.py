@@ -1,15 +1,11 @@
 """One suite over both stores: SQLite, Redis, and Redis Cluster with one node."""
 
-import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from servers import RedisServer, running
 
 from broker.model import Secret
