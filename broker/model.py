@@ -288,6 +288,40 @@ def token_sha256(token: Secret) -> str:
     return base64.b64encode(hashlib.sha256(token.reveal().encode()).digest()).decode()
 
 
+class TargetKind(StrEnum):
+    """What an ending is aimed at."""
+
+    ALL = "all"
+    OWNER = "owner"
+    REPOSITORY = "repository"
+    TOKEN = "token"  # noqa: S105 - a kind's name
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is revoked, blocked or dropped.
+
+    Attributes:
+        name: lower-case owner or ``owner/name``, a token's SHA-256 (base64), or empty for all.
+    """
+
+    kind: TargetKind
+    name: str = ""
+
+    @property
+    def owner(self) -> str | None:
+        """Return the lower-case owner, where the target has one."""
+        if self.kind in {TargetKind.OWNER, TargetKind.REPOSITORY}:
+            return self.name.partition("/")[0]
+        return None
+
+    def reached_by(self, token: LiveToken) -> bool:
+        """Return whether ``token``, one of the owner's, reaches the target."""
+        if self.kind is not TargetKind.REPOSITORY or token.repositories is None:
+            return True
+        return self.name in {name.lower() for name in token.repositories}
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failed mint that is not tried again before its cool-down ends."""

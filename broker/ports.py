@@ -20,6 +20,7 @@ from broker.model import (
     RepositoryPage,
     Scope,
     Secret,
+    Target,
 )
 
 T = TypeVar("T")
@@ -320,6 +321,90 @@ class AuditFilter:
     ascending: bool = False
 
 
+class EndKind(StrEnum):
+    """How something ends.
+
+    REVOKE drops and kills live tokens; BLOCK does so and forbids; UNBLOCK forbids no more; DROP (a
+    webhook) only forgets what is cached; VOID forgets remembered failures of an owner.
+    """
+
+    REVOKE = "revoke"
+    BLOCK = "block"
+    UNBLOCK = "unblock"
+    DROP = "drop"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What END did.
+
+    Attributes:
+        found: False if there was nothing to end (an unblock of what is not blocked).
+        shas: tokens that now have to be revoked at GitHub.
+    """
+
+    found: bool
+    shas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A token that has to be revoked at GitHub, out of the store's outbox.
+
+    Attributes:
+        token: None if the register has it no more, or it does not open.
+        matches: whether it reaches what was ended; if not, it is only taken out of the outbox.
+        expires_at: Unix seconds, the store's clock.
+        by: who ended it; ``reason`` why; ``request_id`` in which request.
+    """
+
+    sha256: str
+    only: str
+    token: LiveToken | None
+    matches: bool
+    owner: str
+    expires_at: float
+    by: str = ""
+    reason: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEntry:
+    """A block: what (``owner`` or ``owner/name``), by whom, why, since when (Unix seconds)."""
+
+    target: Target
+    by: str
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerEntry:
+    """An owner as the store knows it, and how many of its tokens live."""
+
+    installation: Installation
+    live_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class HookWork:
+    """What a webhook makes the broker forget; nothing else of a delivery is kept.
+
+    Attributes:
+        event: ``installation.deleted`` and the like.
+        drops: owners and repositories whose cached tokens and pictures are dropped.
+        voids: owners whose remembered failures are dropped.
+    """
+
+    event: str
+    guid: str
+    drops: tuple[Target, ...] = ()
+    voids: tuple[str, ...] = ()
+    installation_id: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class MintBudget:
     """Fresh mints that one key may cause in a minute."""
@@ -453,9 +538,58 @@ class Store(Protocol):
         ...
 
     async def write_key(
-        self, before: KeyEntry, after: ApiKeyRecord, event: AuditEvent, *, narrows: bool
-    ) -> bool:
-        """KEY WRITE: compare-and-set on the whole old record; False: it has changed, read again."""
+        self,
+        before: KeyEntry,
+        after: ApiKeyRecord,
+        event: AuditEvent,
+        *,
+        narrows: bool,
+        kill: bool = False,
+    ) -> tuple[str, ...] | None:
+        """KEY WRITE: compare-and-set on the whole old record; None: it has changed, read again.
+
+        With ``kill`` every live token that was handed to the key ends; they are returned.
+        """
+        ...
+
+    async def end(self, kind: EndKind, target: Target, event: AuditEvent, *, by: str, reason: str) -> Ended:
+        """END: from the moment this returns nothing that it forbids is handed out, by any replica."""
+        ...
+
+    async def doomed(self, shas: Sequence[str] | None, *, limit: int) -> Sequence[Doomed]:
+        """Return tokens to revoke at GitHub, soonest expiry first: some, or any."""
+        ...
+
+    async def settle(self, done: Sequence[tuple[Doomed, AuditEvent | None]]) -> int:
+        """Take tokens out of the outbox, each with its audit event in the same step."""
+        ...
+
+    async def blocks(self) -> Sequence[BlockEntry]:
+        """Return all blocks, in order of their names."""
+        ...
+
+    async def keep_hook(self, work: HookWork, *, body_sha256: str) -> bool:
+        """HOOK: queue what a delivery asks for; False if its id or its body has been seen."""
+        ...
+
+    async def hooks(self, *, limit: int) -> Sequence[tuple[str, HookWork | None]]:
+        """Return queued work, oldest first, by its place; None for what does not open."""
+        ...
+
+    async def hooks_done(self, places: Sequence[str]) -> None:
+        """Take work out of the queue."""
+        ...
+
+    async def owner_of(self, installation_id: int) -> str | None:
+        """Return the owner that is known to have an installation."""
+        ...
+
+    async def owners(self, *, cursor: str | None, limit: int) -> Page[OwnerEntry]:
+        """Return known owners in alphabetical order."""
+        ...
+
+    async def accept_owner(self, owner: str, event: AuditEvent) -> Installation | None:
+        """Pin the account that now has an owner's name; None if the owner's account did not change."""
         ...
 
     async def find_key(self, key_id: str) -> KeyEntry | None:

@@ -1,9 +1,43 @@
 """How values look to the outside: times and audit events; pure."""
 
+import contextlib
+import re
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import Final
 
+from broker.errors import InvalidRequestError
 from broker.ports import AuditEvent
+
+MAX_TEXT: Final = 200
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_RFC3339: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
+)
+
+
+def parse_text(text: str, *, field: str) -> str:
+    """Return a name or reason: 1 to 200 characters without control characters.
+
+    Raises:
+        InvalidRequestError: it is anything else.
+    """
+    text = text.strip()
+    if not text or len(text) > MAX_TEXT or _CONTROL.search(text):
+        raise InvalidRequestError(public=f"{field}: 1 to {MAX_TEXT} characters, no control characters.")
+    return text
+
+
+def parse_time(text: str, *, field: str) -> float:
+    """Return Unix seconds of an RFC 3339 time.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    if _RFC3339.fullmatch(text):
+        with contextlib.suppress(ValueError, OverflowError):
+            return datetime.fromisoformat(text.upper()).timestamp()
+    raise InvalidRequestError(public=f"{field}: write a time such as 2026-11-22T10:00:00Z.")
 
 
 def rfc3339(unix_s: float) -> str:

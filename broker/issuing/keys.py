@@ -1,31 +1,34 @@
-"""The register of API keys: create, list, revoke; each change is one compare-and-set in the store."""
+"""The register of API keys; each change of one is a compare-and-set of its whole record in the store."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Final
 
 from broker.access.keys import generate
 from broker.access.policy import parse_patterns
-from broker.errors import InvalidRequestError, NotFoundError, StoreUnavailableError
+from broker.errors import (
+    BrokerError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from broker.issuing.ending import Actor
 from broker.model import ApiKeyRecord, Role, Secret, parse_permissions
 from broker.ports import AuditEvent, Event, KeyEntry, Page, ReadQuery, Store
+from broker.wording import MAX_TEXT, parse_text
 
-MAX_TEXT: Final = 200
 _ATTEMPTS: Final = 10
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-def parse_text(text: str, *, field: str) -> str:
-    """Return a name or reason: 1 to 200 characters without control characters.
+class Keep(Enum):
+    """The value of a field that is not changed."""
 
-    Raises:
-        InvalidRequestError: it is anything else.
-    """
-    text = text.strip()
-    if not text or len(text) > MAX_TEXT or _CONTROL.search(text):
-        raise InvalidRequestError(public=f"{field}: 1 to {MAX_TEXT} characters, no control characters.")
-    return text
+    KEEP = 0
+
+
+KEEP: Final = Keep.KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +67,68 @@ class KeyPolicy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class KeyChange:
+    """What an admin changes; what is ``KEEP`` stays. Checked like ``KeyPolicy``.
+
+    Attributes:
+        expires_at: Unix seconds, None for never.
+        rate_limit_per_minute: None for no limit.
+    """
+
+    name: str | Keep = KEEP
+    repositories: tuple[str, ...] | Keep = KEEP
+    permissions: tuple[str, ...] | Keep = KEEP
+    expires_at: int | Keep | None = KEEP
+    rate_limit_per_minute: int | Keep | None = KEEP
+
+    def of(self, record: ApiKeyRecord) -> ApiKeyRecord:
+        """Return ``record`` as it is afterwards."""
+        changed = {
+            name: value
+            for name in ("name", "repositories", "permissions", "expires_at", "rate_limit_per_minute")
+            if not isinstance(value := getattr(self, name), Keep)
+        }
+        return replace(record, **changed)
+
+
 class KeyRegister:
     """Keys as admins handle them.
 
     Args:
         store: keeps them.
+        bootstrap_id: id of ``BROKER_ADMIN_KEY``, which has no record.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, bootstrap_id: str | None = None) -> None:
         self._store = store
+        self._bootstrap_id = bootstrap_id
 
     async def create(
-        self, policy: KeyPolicy, *, by: str, expires_in_s: float | None
+        self,
+        policy: KeyPolicy,
+        *,
+        by: str,
+        expires_in_s: float | None = None,
+        expires_at: int | None = None,
+        actor: Actor | None = None,
     ) -> tuple[Secret, ApiKeyRecord]:
         """Return a new key, shown this one time, and its record.
 
         Args:
             policy: what it may do.
-            by: who makes it, for the audit.
-            expires_in_s: seconds until it ends; None for never.
+            by: who makes it, for the record.
+            expires_in_s: seconds until it ends; or
+            expires_at: when it ends, Unix seconds; None for never.
+            actor: who makes it, for the audit.
+
+        Raises:
+            InvalidRequestError: it would have ended already.
         """
-        await self._store.read(ReadQuery())  # for the store's time
-        now = self._store.now()
+        now = await self._time()
+        if expires_in_s is not None:
+            expires_at = int(now + expires_in_s)
+        _check_expiry(expires_at, now)
         key, presented = generate()
         record = ApiKeyRecord(
             id=presented.id,
@@ -96,33 +139,143 @@ class KeyRegister:
             permissions=policy.permissions,
             created_at=int(now),
             created_by=by,
-            expires_at=None if expires_in_s is None else int(now + expires_in_s),
+            expires_at=expires_at,
             rate_limit_per_minute=policy.rate_limit_per_minute,
         )
-        await self._store.create_key(record, _event(Event.KEY_CREATED, record, by))
+        await self._store.create_key(record, _event(Event.KEY_CREATED, record, by, actor))
         return key, record
+
+    async def _time(self) -> float:
+        """Return the store's time."""
+        return (await self._store.read(ReadQuery())).now
 
     async def list(self, *, cursor: str | None, limit: int) -> Page[KeyEntry]:
         """Return keys in order of their creation."""
         return await self._store.list_keys(cursor=cursor, limit=limit)
 
-    async def revoke(self, key_id: str, *, by: str) -> ApiKeyRecord:
-        """End a key, at once and on every replica; ending it again changes nothing.
+    async def show(self, key_id: str) -> KeyEntry:
+        """Return one key.
 
         Raises:
             NotFoundError: there is no such key.
         """
+        entry = await self._store.find_key(key_id)
+        if entry is None:
+            raise NotFoundError(public="There is no key of that id.")
+        return entry
+
+    async def change(self, key_id: str, change: KeyChange, *, by: str, actor: Actor) -> ApiKeyRecord:
+        """Change what a key may do, at once and on every replica.
+
+        Raises:
+            NotFoundError: there is no such key.
+            ConflictError: it is revoked, or it is the one from the settings.
+            InvalidRequestError: it would have ended already.
+        """
         for _ in range(_ATTEMPTS):
-            entry = await self._store.find_key(key_id)
-            if entry is None:
-                raise NotFoundError(public="There is no key of that id.")
-            if entry.record.revoked_at is not None:
-                return entry.record
-            ended = replace(entry.record, revoked_at=int(self._store.now()))
-            if await self._store.write_key(entry, ended, _event(Event.KEY_REVOKED, ended, by), narrows=True):
-                return ended
+            entry = await self._changeable(key_id)
+            if isinstance(change.expires_at, int):
+                _check_expiry(change.expires_at, self._store.now())
+            after = change.of(entry.record)
+            if after == entry.record:
+                return after
+            if not after.repositories and after.role is Role.CALLER:
+                raise InvalidRequestError(public="repositories: at least one pattern is needed.")
+            event = _event(Event.KEY_CHANGED, after, by, actor)
+            if await self._store.write_key(entry, after, event, narrows=True) is not None:
+                return after
+        raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
+
+    async def _changeable(self, key_id: str) -> KeyEntry:
+        self._not_bootstrap(key_id)
+        entry = await self.show(key_id)
+        if entry.record.revoked_at is not None:
+            raise ConflictError(public="That key is revoked. Make a new one.")
+        return entry
+
+    def _not_bootstrap(self, key_id: str) -> None:
+        if key_id == self._bootstrap_id:
+            raise ConflictError(
+                public="That key is in the broker's settings (BROKER_ADMIN_KEY). Change it there."
+            )
+
+    async def rotate(
+        self, key_id: str, *, overlap_s: int, by: str, actor: Actor
+    ) -> tuple[Secret, ApiKeyRecord]:
+        """Return a new key of the same policy; the old one ends after ``overlap_s``.
+
+        Raises:
+            NotFoundError: there is no such key.
+            ConflictError: it has ended, or it is the one from the settings.
+        """
+        entry = await self._changeable(key_id)
+        if entry.record.ended(self._store.now()):
+            raise ConflictError(public="That key has expired. Make a new one.")
+        old = entry.record
+        policy = KeyPolicy(old.name, old.role, old.repositories, old.permissions, old.rate_limit_per_minute)
+        key, record = await self.create(policy, by=by, expires_at=old.expires_at, actor=actor)
+        try:
+            await self._end_rotated(key_id, overlap_s, _event(Event.KEY_ROTATED, old, by, actor))
+        except BrokerError:
+            await self.revoke(record.id, by=by, actor=actor, kill=False)  # nobody was shown it
+            raise
+        return key, record
+
+    async def _end_rotated(self, key_id: str, overlap_s: int, event: AuditEvent) -> None:
+        for _ in range(_ATTEMPTS):
+            entry = await self._changeable(key_id)
+            now = int(self._store.now())
+            if overlap_s:
+                ends = min(now + overlap_s, entry.record.expires_at or now + overlap_s)
+                after = replace(entry.record, expires_at=ends)
+            else:
+                after = replace(entry.record, revoked_at=now)
+            if await self._store.write_key(entry, after, event, narrows=True) is not None:
+                return
+        raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
+
+    async def revoke(
+        self, key_id: str, *, by: str, actor: Actor | None = None, kill: bool = False
+    ) -> tuple[str, ...]:
+        """End a key, at once and on every replica; ending it again changes nothing.
+
+        Args:
+            key_id: which.
+            by: who does it.
+            actor: who does it, for the audit.
+            kill: end every live token that it was handed as well; they are returned, and have yet to
+                die at GitHub.
+
+        Raises:
+            NotFoundError: there is no such key.
+            ConflictError: it is the one from the settings.
+        """
+        self._not_bootstrap(key_id)
+        for _ in range(_ATTEMPTS):
+            entry = await self.show(key_id)
+            if entry.record.revoked_at is not None and not kill:
+                return ()
+            ended = entry.record
+            if ended.revoked_at is None:
+                ended = replace(ended, revoked_at=int(self._store.now()))
+            event = _event(Event.KEY_REVOKED, ended, by, actor)
+            killed = await self._store.write_key(entry, ended, event, narrows=True, kill=kill)
+            if killed is not None:
+                return killed
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
 
 
-def _event(kind: Event, record: ApiKeyRecord, by: str) -> AuditEvent:
-    return AuditEvent(kind, key_id=record.id, key_name=record.name, reason=f"by {by}"[:MAX_TEXT])
+def _check_expiry(expires_at: int | None, now: float) -> None:
+    if expires_at is not None and expires_at <= now:
+        raise InvalidRequestError(public="expires_at: that is in the past.")
+
+
+def _event(kind: Event, record: ApiKeyRecord, by: str, actor: Actor | None) -> AuditEvent:
+    return AuditEvent(
+        kind,
+        request_id=actor.request_id if actor else None,
+        client_ip=actor.client_ip if actor else None,
+        key_id=record.id,
+        key_name=record.name,
+        reason=f"by {by}"[:MAX_TEXT],
+    )

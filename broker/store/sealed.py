@@ -18,19 +18,35 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from broker.errors import StoreError, StoreLostError, StoreUnavailableError
-from broker.model import ApiKeyRecord, Failure, Installation, LiveToken, Role, Scope, Secret
+from broker.model import (
+    ApiKeyRecord,
+    Failure,
+    Installation,
+    LiveToken,
+    Role,
+    Scope,
+    Secret,
+    Target,
+    TargetKind,
+)
 from broker.ports import (
     Acquired,
     AuditEvent,
     AuditFilter,
     AuditRow,
+    BlockEntry,
     Changed,
     CommitResult,
+    Doomed,
+    Ended,
+    EndKind,
     HandResult,
+    HookWork,
     KeyEntry,
     Lead,
     MintBudget,
     OverBudget,
+    OwnerEntry,
     Page,
     Paused,
     ReadQuery,
@@ -43,7 +59,9 @@ from broker.store.backend import (
     AuditWant,
     Backend,
     CommitArgs,
+    EndArgs,
     KeyWriteArgs,
+    OutboxEntry,
     OwnerArgs,
     Row,
     View,
@@ -499,22 +517,35 @@ class SealedStore:
 
     async def create_key(self, record: ApiKeyRecord, event: AuditEvent) -> None:
         """KEY WRITE: add."""
-        if not await self._write_key(None, record, event, narrows=False):
+        if await self._write_key(None, record, event, narrows=False, kill=None) is None:
             raise StoreUnavailableError("a key of that id exists; create it again")
 
     async def write_key(
-        self, before: KeyEntry, after: ApiKeyRecord, event: AuditEvent, *, narrows: bool
-    ) -> bool:
+        self,
+        before: KeyEntry,
+        after: ApiKeyRecord,
+        event: AuditEvent,
+        *,
+        narrows: bool,
+        kill: bool = False,
+    ) -> tuple[str, ...] | None:
         """KEY WRITE: compare-and-set."""
         after = replace(after, version=before.record.version + 1)
-        return await self._write_key(before.version, after, event, narrows=narrows)
+        note = _note(event.reason or "", f"key {after.id} revoked", event.request_id) if kill else None
+        return await self._write_key(before.version, after, event, narrows=narrows, kill=note)
 
     async def _write_key(
-        self, expected: bytes | None, record: ApiKeyRecord, event: AuditEvent, *, narrows: bool
-    ) -> bool:
+        self,
+        expected: bytes | None,
+        record: ApiKeyRecord,
+        event: AuditEvent,
+        *,
+        narrows: bool,
+        kill: bytes | None,
+    ) -> tuple[str, ...] | None:
         store_id, sealer = await self._ready()
         ends = [at for at in (record.expires_at, record.revoked_at) if at is not None]
-        verdict = await self._backend.write_key(
+        verdict, shas = await self._backend.write_key(
             KeyWriteArgs(
                 store_id=store_id,
                 key_id=record.id,
@@ -523,11 +554,12 @@ class SealedStore:
                 purge_at=min(ends) + KEY_AFTERLIFE_S if ends else None,
                 narrows=narrows,
                 audit=_row(event),
+                kill=kill,
             )
         )
         if verdict == "lost":
             raise self._lost()
-        return verdict == "ok"
+        return shas if verdict == "ok" else None
 
     async def find_key(self, key_id: str) -> KeyEntry | None:
         """Return one key."""
@@ -546,6 +578,153 @@ class SealedStore:
             KeyEntry(_open_key(sealer, key_id, blob), blob, used) for key_id, blob, used in page.rows
         )
         return Page(entries, page.cursor)
+
+    # -- END and its outbox ----------------------------------------------------------------------
+
+    async def end(self, kind: EndKind, target: Target, event: AuditEvent, *, by: str, reason: str) -> Ended:
+        """END."""
+        store_id, sealer = await self._ready()
+        kills = kind in {EndKind.REVOKE, EndKind.BLOCK}
+        blocks: dict[str, bytes | None] = {}
+        block = _block_field(target)
+        if kind is EndKind.BLOCK:
+            body = {"by": by, "reason": reason, "at": self.now()}
+            blocks[block] = sealer.seal(Kind.BLOCK, block, _dump(body))
+        elif kind is EndKind.UNBLOCK:
+            blocks[block] = None
+        reply = await self._backend.end(
+            EndArgs(
+                store_id=store_id,
+                marks=_end_marks(kind, target),
+                blocks=blocks,
+                wide=f"b:w:{target.owner}" if blocks and target.kind is TargetKind.REPOSITORY else "",
+                must_exist=block if kind is EndKind.UNBLOCK else "",
+                reach=_end_reach(target) if kills else "",
+                only=target.name if target.kind is TargetKind.REPOSITORY else "",
+                note=_note(by, reason, event.request_id),
+                audit=_row(event),
+            )
+        )
+        if reply.verdict == "lost":
+            raise self._lost()
+        return Ended(reply.verdict == "ok", reply.shas)
+
+    async def doomed(self, shas: Sequence[str] | None, *, limit: int) -> Sequence[Doomed]:
+        """Return tokens to revoke at GitHub."""
+        _, sealer = self._attached()
+        return [self._doomed(sealer, entry) for entry in await self._backend.outbox(shas, limit=limit)]
+
+    def _doomed(self, sealer: Sealer, entry: OutboxEntry) -> Doomed:
+        token = None
+        if entry.blob is not None:
+            try:
+                token = _parse_token(entry.scope, sealer.open(Kind.TOKEN, entry.scope, entry.blob))
+            except SealError as error:
+                _log.critical("a registered token was refused", extra={"cause": str(error)})
+        target = Target(TargetKind.REPOSITORY, entry.only) if entry.only else Target(TargetKind.OWNER)
+        try:
+            note = json.loads(entry.note)
+        except ValueError:
+            note = {}
+        return Doomed(
+            sha256=entry.sha,
+            only=entry.only,
+            token=token,
+            matches=token is not None and target.reached_by(token),
+            owner=entry.owner,
+            expires_at=entry.expires_at,
+            by=str(note.get("by", "")),
+            reason=str(note.get("reason", "")),
+            request_id=str(note.get("request_id", "")),
+        )
+
+    async def settle(self, done: Sequence[tuple[Doomed, AuditEvent | None]]) -> int:
+        """Take tokens out of the outbox."""
+        store_id, _ = self._attached()
+        return await self._backend.settle(
+            store_id, [(one.sha256, one.only, None if event is None else _row(event)) for one, event in done]
+        )
+
+    async def blocks(self) -> Sequence[BlockEntry]:
+        """Return all blocks."""
+        _, sealer = await self._ready()
+        state = await self._backend.load()
+        found = []
+        for name, value in sorted(state.fields.items()):
+            for prefix, kind in (("b:o:", TargetKind.OWNER), ("b:r:", TargetKind.REPOSITORY)):
+                if not name.startswith(prefix):
+                    continue
+                try:
+                    body = json.loads(sealer.open(Kind.BLOCK, name, value))
+                except SealError as error:
+                    _log.critical("a block was written by somebody else", extra={"cause": str(error)})
+                    body = {"by": "unknown", "reason": "not written by this broker", "at": 0.0}
+                found.append(BlockEntry(Target(kind, name.removeprefix(prefix)), **body))
+        return found
+
+    # -- webhooks --------------------------------------------------------------------------------
+
+    async def keep_hook(self, work: HookWork, *, body_sha256: str) -> bool:
+        """HOOK."""
+        store_id, sealer = await self._ready()
+        blob = sealer.seal(Kind.HOOK, body_sha256, _dump(asdict(work)))
+        verdict = await self._backend.hook(
+            store_id,
+            body_sha=body_sha256,
+            guid=work.guid,
+            blob=f"{body_sha256}|".encode() + blob,
+        )
+        if verdict == "lost":
+            raise self._lost()
+        return verdict == "ok"
+
+    async def hooks(self, *, limit: int) -> Sequence[tuple[str, HookWork | None]]:
+        """Return queued work."""
+        _, sealer = self._attached()
+        return [(place, _open_hook(sealer, blob)) for place, blob in await self._backend.hooks(limit=limit)]
+
+    async def hooks_done(self, places: Sequence[str]) -> None:
+        """Take work out of the queue."""
+        self._attached()
+        await self._backend.hooks_done(places)
+
+    # -- owners as admins see them ---------------------------------------------------------------
+
+    async def owner_of(self, installation_id: int) -> str | None:
+        """Return the owner of an installation."""
+        await self._ready()
+        return await self._backend.owner_of(installation_id)
+
+    async def owners(self, *, cursor: str | None, limit: int) -> Page[OwnerEntry]:
+        """Return known owners."""
+        _, sealer = await self._ready()
+        rows, more = await self._backend.owners(cursor=cursor, limit=limit)
+        entries = []
+        for row in rows:
+            try:
+                found = json.loads(sealer.open(Kind.OWNER, row.owner, row.blob))
+            except SealError as error:
+                _log.critical("stored owner refused", extra={"cause": str(error)})
+                continue
+            found.pop("epoch")
+            entries.append(OwnerEntry(Installation(**found), row.live))
+        return Page(tuple(entries), more)
+
+    async def accept_owner(self, owner: str, event: AuditEvent) -> Installation | None:
+        """Pin the account that has the name now."""
+        store_id, sealer = await self._ready()
+        scope = Scope.of_owner("", owner, ("metadata",))
+        known = (await self.read(ReadQuery(scope=scope))).installation()
+        pinned = await self._backend.pin(owner)
+        if known is None or not known.foreign or pinned is None:
+            return None
+        pin = sealer.seal(Kind.NAME, owner, _dump({"account_id": known.account_id}))
+        verdict = await self._backend.accept(
+            store_id=store_id, owner=owner, expected_pin=pinned, pin=pin, audit=_row(event)
+        )
+        if verdict == "lost":
+            raise self._lost()
+        return known if verdict == "ok" else None
 
     # -- audit -----------------------------------------------------------------------------------
 
@@ -693,6 +872,52 @@ class _Read:
         if epoch_of(value) < self._mark(*self._reach.marks, self._reach.failure_mark):
             return None
         return _parse_failure(value)
+
+
+def _note(by: str, reason: str, request_id: str | None) -> bytes:
+    return _dump({"by": by, "reason": reason, "request_id": request_id or ""})
+
+
+def _block_field(target: Target) -> str:
+    return f"b:o:{target.name}" if target.kind is TargetKind.OWNER else f"b:r:{target.name}"
+
+
+def _end_marks(kind: EndKind, target: Target) -> tuple[str, ...]:
+    """Return the marks that an ending raises; an unblock raises none, a void only that of failures."""
+    if kind is EndKind.UNBLOCK:
+        return (f"f:o:{target.owner}",)
+    if kind is EndKind.VOID:
+        return (f"f:o:{target.name}",)
+    match target.kind:
+        case TargetKind.ALL:
+            return ("m:all",)
+        case TargetKind.OWNER:
+            return (f"m:o:{target.name}",)
+        case TargetKind.REPOSITORY:
+            return (f"m:r:{target.name}", f"m:w:{target.owner}")
+        case TargetKind.TOKEN:
+            return ()
+
+
+def _end_reach(target: Target) -> str:
+    match target.kind:
+        case TargetKind.ALL:
+            return "all"
+        case TargetKind.TOKEN:
+            return f"t:{target.name}"
+        case _:
+            return f"o:{target.owner}"
+
+
+def _open_hook(sealer: Sealer, stored: bytes) -> HookWork | None:
+    identity, _, blob = stored.partition(b"|")
+    try:
+        found = json.loads(sealer.open(Kind.HOOK, identity.decode("ascii", "replace"), blob))
+    except SealError as error:
+        _log.critical("queued webhook refused", extra={"cause": str(error)})
+        return None
+    drops = tuple(Target(TargetKind(one["kind"]), one["name"]) for one in found["drops"])
+    return HookWork(**{**found, "drops": drops, "voids": tuple(found["voids"])})
 
 
 def _failure(scope: Scope) -> str:

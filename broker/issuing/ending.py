@@ -1,0 +1,260 @@
+"""Ending: revocations and blocks; first one step in the store, then GitHub, token by token.
+
+The step in the store (END, or KEY WRITE with its tokens) holds the promise: when it is done nothing that
+it forbids is handed out any more, and what has to die at GitHub stands in the outbox, where it survives
+the process. The caller waits for GitHub up to ten seconds; the rest is worked off in the background,
+by one process of all replicas at a time, until each token is dead or expired.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from broker.audit import Auditor
+from broker.errors import GitHubError, GitHubRateLimitedError, StoreError
+from broker.issuing.installations import kept, pause_for
+from broker.issuing.turns import Turns
+from broker.model import LiveToken, Target
+from broker.ports import AuditEvent, BlockEntry, Doomed, EndKind, Event, GitHub, Store
+from broker.wording import MAX_TEXT
+
+_log = logging.getLogger(__name__)
+
+ANSWER_WITHIN_S: Final = 9.0
+_AT_ONCE: Final = 64
+_PER_OWNER: Final = 8
+_BATCH: Final = 200
+_POLL_S: Final = 5.0
+_RETRY_S: Final = 2.0
+_LISTED: Final = 100
+_ASKED_AT_MOST: Final = 1000
+
+
+class Fate(StrEnum):
+    """What became of one token."""
+
+    REVOKED = "revoked"
+    FAILED = "failed"
+    PENDING = "pending"
+    SPARED = "spared"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the tokens in reach when the answer is given.
+
+    Attributes:
+        remaining: tokens that still live, at most 100: (SHA-256, expiry by the store's clock).
+    """
+
+    revoked: int = 0
+    failed: int = 0
+    pending: int = 0
+    remaining: list[tuple[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who ends something: a key's id and name, and the request, for the audit."""
+
+    key_id: str
+    key_name: str
+    request_id: str | None = None
+    client_ip: str | None = None
+
+
+class Ender:
+    """Ends what admins want ended.
+
+    Args:
+        store: where it ends.
+        github: where tokens die.
+        auditor: the log.
+    """
+
+    def __init__(self, store: Store, github: GitHub, auditor: Auditor) -> None:
+        self._store = store
+        self._github = github
+        self._auditor = auditor
+        self._turns = Turns(total=_AT_ONCE, per_owner=_PER_OWNER)
+        self._wake = asyncio.Event()
+        self._working: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work off what is in the outbox."""
+        self._working = asyncio.create_task(self._work_off(), name="revocations")
+
+    async def stop(self) -> None:
+        """Stop; what is in the outbox stays there for the next process."""
+        if self._working is not None:
+            self._working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._working
+
+    # -- what admins do --------------------------------------------------------------------------
+
+    async def revoke(self, target: Target, actor: Actor, *, reason: str) -> Outcome:
+        """End every live token in reach of ``target``."""
+        event = _event(Event.TOKEN_REVOKED, target, actor, reason)
+        ended = await self._store.end(EndKind.REVOKE, target, event, by=actor.key_id, reason=reason)
+        self._auditor.log(event)
+        return await self.kill(ended.shas)
+
+    async def block(self, target: Target, actor: Actor, *, reason: str) -> Outcome:
+        """Forbid ``target`` until it is lifted, and end every live token that reaches it."""
+        event = _event(Event.BLOCK_SET, target, actor, reason)
+        ended = await self._store.end(EndKind.BLOCK, target, event, by=actor.key_id, reason=reason)
+        self._auditor.log(event)
+        return await self.kill(ended.shas)
+
+    async def unblock(self, target: Target, actor: Actor) -> bool:
+        """Lift a block; False if there is none."""
+        event = _event(Event.BLOCK_LIFTED, target, actor, None)
+        ended = await self._store.end(EndKind.UNBLOCK, target, event, by=actor.key_id, reason="")
+        if ended.found:
+            self._auditor.log(event)
+        return ended.found
+
+    async def blocks(self) -> Sequence[BlockEntry]:
+        """Return all blocks."""
+        return await self._store.blocks()
+
+    async def kill(self, shas: Sequence[str]) -> Outcome:
+        """Revoke tokens of the outbox at GitHub for some seconds; the background does the rest."""
+        outcome = Outcome()
+        if not shas:
+            return outcome
+        fates: dict[str, Fate] = dict.fromkeys(shas, Fate.PENDING)
+        expiry: dict[str, float] = {}
+
+        def tell(one: Doomed, fate: Fate) -> None:
+            # A token may stand in the outbox for two reasons; the worse fate is the one that is told.
+            if fates.get(one.sha256) is not Fate.FAILED:
+                fates[one.sha256] = fate
+            expiry[one.sha256] = one.expires_at
+
+        task = asyncio.create_task(self._kill(shas, tell), name="revocation")
+        await asyncio.wait([task], timeout=ANSWER_WITHIN_S)
+        if not task.done():
+            task.cancel()
+        await asyncio.wait([task])
+        self._wake.set()
+        for sha, fate in fates.items():
+            if fate is Fate.REVOKED:
+                outcome.revoked += 1
+            elif fate is not Fate.SPARED:
+                if fate is Fate.FAILED:
+                    outcome.failed += 1
+                else:
+                    outcome.pending += 1
+                if len(outcome.remaining) < _LISTED and sha in expiry:
+                    outcome.remaining.append((sha, expiry[sha]))
+        return outcome
+
+    async def _kill(self, shas: Sequence[str], tell: Callable[[Doomed, Fate], None]) -> None:
+        for start in range(0, len(shas), _ASKED_AT_MOST):
+            part = shas[start : start + _ASKED_AT_MOST]
+            with contextlib.suppress(StoreError):
+                doomed = await self._store.doomed(part, limit=2 * _ASKED_AT_MOST)
+                for one in doomed:
+                    tell(one, Fate.PENDING if one.matches else Fate.SPARED)
+                await self._end_all(doomed, tell)
+
+    # -- one by one ------------------------------------------------------------------------------
+
+    async def _end_all(self, doomed: Sequence[Doomed], tell: Callable[[Doomed, Fate], None]) -> bool:
+        """Have tokens die; return whether all did."""
+        fates = await asyncio.gather(*(self._end_one(one, tell) for one in doomed))
+        return all(fate in {Fate.REVOKED, Fate.SPARED} for fate in fates)
+
+    async def _end_one(self, one: Doomed, tell: Callable[[Doomed, Fate], None]) -> Fate:
+        if one.token is None or not one.matches:
+            # Not in reach, or expired and gone from the register: nothing to do at GitHub.
+            with contextlib.suppress(StoreError):
+                await self._store.settle([(one, None)])
+            tell(one, Fate.SPARED)
+            return Fate.SPARED
+        fate = await self._end_at_github(one, one.token)
+        tell(one, fate)
+        return fate
+
+    async def _end_at_github(self, one: Doomed, token: LiveToken) -> Fate:
+        try:
+            async with self._turns.turn(one.owner):
+                if await self._store.paused(one.owner):
+                    return Fate.PENDING
+                await self._github.revoke(token.token)
+        except GitHubError as error:
+            _log.warning(
+                "a token is not revoked yet",
+                extra={"token_sha256": one.sha256, "code": error.code, "cause": str(error)},
+            )
+            if isinstance(error, GitHubRateLimitedError):
+                with contextlib.suppress(StoreError):
+                    await pause_for(self._store, one.owner, error)
+                return Fate.PENDING
+            return Fate.FAILED
+        except StoreError:
+            return Fate.PENDING
+        event = AuditEvent(
+            Event.TOKEN_REVOKED,
+            request_id=one.request_id or None,
+            key_id=one.by or None,
+            owner=one.owner,
+            repositories=token.repositories,
+            permissions=token.permissions,
+            installation_id=token.installation_id,
+            token_sha256=one.sha256,
+            expires_at=token.expires_at,
+            reason=one.reason or None,
+        )
+        with contextlib.suppress(StoreError):  # dead is dead; the outbox will be told the next time
+            if await self._store.settle([(one, event)]):
+                self._auditor.log(event)
+        return Fate.REVOKED
+
+    # -- in the background -----------------------------------------------------------------------
+
+    async def _work_off(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), _POLL_S)
+            self._wake.clear()
+            with contextlib.suppress(StoreError):
+                await self._work_off_once()
+
+    async def _work_off_once(self) -> None:
+        if not await self._store.doomed(None, limit=1):
+            return
+        lead = await self._store.lease("job:revoke")
+        if lead is None:
+            return
+        try:
+            async with kept(self._store, lead) as ours:
+                while ours():
+                    doomed = await self._store.doomed(None, limit=_BATCH)
+                    if not doomed:
+                        return
+                    if not await self._end_all(doomed, lambda _one, _fate: None):
+                        await asyncio.sleep(_RETRY_S)
+        finally:
+            with contextlib.suppress(StoreError):
+                await self._store.release(lead)
+
+
+def _event(kind: Event, target: Target, actor: Actor, reason: str | None) -> AuditEvent:
+    return AuditEvent(
+        kind,
+        request_id=actor.request_id,
+        client_ip=actor.client_ip,
+        key_id=actor.key_id,
+        key_name=actor.key_name,
+        owner=target.owner,
+        repositories=(target.name,) if "/" in target.name and target.owner else None,
+        token_sha256=None if target.owner or not target.name else target.name,
+        reason=(reason or str(target.kind))[:MAX_TEXT],
+    )
