@@ -7,7 +7,7 @@ GitHub's API decides; the store remembers. Look-ups of one owner run one at a ti
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -22,8 +22,8 @@ from broker.errors import (
     StoreError,
 )
 from broker.issuing.turns import Turns
-from broker.model import Installation, RepositoryName, Scope
-from broker.ports import AuditEvent, Event, GitHub, Lead, ReadQuery, Store
+from broker.model import Installation, RepositoryName, Scope, Target, TargetKind
+from broker.ports import AuditEvent, EndKind, Event, GitHub, Lead, ReadQuery, Store
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ POLL_S: Final = 0.025
 RENEW_S: Final = 1.5
 _WAIT_FOR_OTHERS_S: Final = 30.0
 _CHECK_WAIT_S: Final = 5.0
+SWEEP_FROM: Final = 100
+"""With more owners to look at, one sweep of GitHub's list replaces the single calls."""
 
 
 @contextlib.asynccontextmanager
@@ -213,26 +215,17 @@ class Installations:
             task.add_done_callback(lambda _: self._checks.pop(owner, None))
         return task
 
-    async def _check(self, owner: str, installation: Installation) -> None:
+    async def _check(self, owner: str, known: Installation) -> None:
         try:
             if await self._store.paused(owner):
                 return
-            lead = await self._store.lease(f"o:{owner}")
-            if lead is None:
-                await asyncio.sleep(POLL_S)
-                return
             try:
-                async with kept(self._store, lead), self._turns.turn(owner):
-                    found = await self._github.installation(installation.id)
-                if found.login.lower() == owner:
-                    await self._keep(lead, owner, found)
-                else:
-                    await self._store.drop_owner(lead, owner)
+                async with self._turns.turn(owner):
+                    found = await self._github.installation(known.id)
             except InstallationGoneError:
-                await self._store.drop_owner(lead, owner)
-            finally:
-                with contextlib.suppress(StoreError):
-                    await self._store.release(lead)
+                await self._forget(owner, known)
+            else:
+                await self.learn(owner, known, found)
             self._not_before.pop(owner, None)
         except (GitHubError, StoreError) as error:
             self._not_before[owner] = asyncio.get_running_loop().time() + self._cooldown_s
@@ -244,6 +237,36 @@ class Installations:
                 extra={"owner": owner, "code": error.code, "cause": str(error)},
             )
 
+    async def learn(self, owner: str, known: Installation, found: Installation) -> bool:
+        """Take over what GitHub now says of ``known``; True if that is something else than before.
+
+        What is cached under another picture is dropped first, in a step of its own: whatever was
+        minted under the old one, or still is, can then not be served.
+        """
+        if found.login.lower() != owner:
+            await self._forget(owner, known)
+            return True
+        changed = _picture(found) != _picture(known)
+        if changed:
+            await self._drop(owner, "GitHub shows another installation than the one known")
+        lead = await self._store.lease(f"o:{owner}")
+        if lead is not None:
+            try:
+                await self._keep(lead, owner, found)
+            finally:
+                await self._store.release(lead)
+        return changed
+
+    async def _forget(self, owner: str, known: Installation) -> None:
+        """Drop what is cached for an owner whose installation is gone or has another name."""
+        await self._drop(owner, f"installation {known.id} is gone, or of another name, at GitHub")
+
+    async def _drop(self, owner: str, reason: str) -> None:
+        event = AuditEvent(Event.OWNER_CHANGED, owner=owner, reason=reason)
+        await self._store.end(
+            EndKind.DROP, Target(TargetKind.OWNER, owner), event, by="broker", reason=reason
+        )
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(max(0.5, self._ttl_s / 20))
@@ -252,6 +275,7 @@ class Installations:
 
     async def _watch_once(self) -> None:
         now = asyncio.get_running_loop().time()
+        due: dict[str, Installation] = {}
         for owner, used in list(self._in_use.items()):
             if now - used > 2 * self._ttl_s:
                 del self._in_use[owner]
@@ -259,7 +283,41 @@ class Installations:
                 continue
             known = await self._known(owner)
             if known is not None and self._store.now() - known.checked_at > self._ttl_s / 2:
+                due[owner] = known
+        if len(due) <= SWEEP_FROM:
+            for owner, known in due.items():
                 self._check_soon(owner, known)
+        elif lead := await self._store.lease("job:installations"):
+            try:
+                async with kept(self._store, lead):
+                    await self._sweep(due)
+            finally:
+                await self._store.release(lead)
+
+    async def _sweep(self, due: Mapping[str, Installation]) -> None:
+        """Look at many owners with one list (100 a call) instead of a call for each."""
+        try:
+            found = {one.id: one for one in await self._github.installations()}
+        except GitHubError as error:
+            _log.warning("installations could not be listed", extra={"cause": str(error)})
+            return
+        for owner, known in due.items():
+            now_there = found.get(known.id)
+            if now_there is None:
+                await self._forget(owner, known)
+            else:
+                await self.learn(owner, known, now_there)
+
+
+def _picture(installation: Installation) -> tuple[object, ...]:
+    """Return what decides about tokens."""
+    return (
+        installation.id,
+        installation.account_id,
+        installation.selection,
+        installation.suspended,
+        dict(installation.permissions),
+    )
 
 
 async def pause_for(store: Store, owner: str, error: GitHubRateLimitedError) -> None:
