@@ -552,7 +552,9 @@ class Store(Protocol):
         """
         ...
 
-    async def end(self, kind: EndKind, target: Target, event: AuditEvent, *, by: str, reason: str) -> Ended:
+    async def end(
+        self, kind: EndKind, target: Target, event: AuditEvent | None, *, by: str, reason: str
+    ) -> Ended:
         """END: from the moment this returns nothing that it forbids is handed out, by any replica."""
         ...
 

@@ -216,16 +216,18 @@ class Installations:
         return task
 
     async def _check(self, owner: str, known: Installation) -> None:
+        """Look at one installation; of all replicas one does."""
         try:
-            if await self._store.paused(owner):
+            lead = await self._store.lease(f"c:{owner}")
+            if lead is None:
+                await asyncio.sleep(POLL_S)
                 return
             try:
-                async with self._turns.turn(owner):
-                    found = await self._github.installation(known.id)
-            except InstallationGoneError:
-                await self._forget(owner, known)
-            else:
-                await self.learn(owner, known, found)
+                async with kept(self._store, lead):
+                    await self._look(owner, known)
+            finally:
+                with contextlib.suppress(StoreError):
+                    await self._store.release(lead)
             self._not_before.pop(owner, None)
         except (GitHubError, StoreError) as error:
             self._not_before[owner] = asyncio.get_running_loop().time() + self._cooldown_s
@@ -236,6 +238,20 @@ class Installations:
                 "an installation could not be looked at; its last picture is served",
                 extra={"owner": owner, "code": error.code, "cause": str(error)},
             )
+
+    async def _look(self, owner: str, known: Installation) -> None:
+        latest = await self._known(owner)
+        if latest is not None and latest.checked_at > known.checked_at:
+            return  # another replica has just looked
+        if await self._store.paused(owner):
+            return
+        try:
+            async with self._turns.turn(owner):
+                found = await self._github.installation(known.id)
+        except InstallationGoneError:
+            await self._forget(owner, known)
+        else:
+            await self.learn(owner, known, found)
 
     async def learn(self, owner: str, known: Installation, found: Installation) -> bool:
         """Take over what GitHub now says of ``known``; True if that is something else than before.
@@ -262,10 +278,8 @@ class Installations:
         await self._drop(owner, f"installation {known.id} is gone, or of another name, at GitHub")
 
     async def _drop(self, owner: str, reason: str) -> None:
-        event = AuditEvent(Event.OWNER_CHANGED, owner=owner, reason=reason)
-        await self._store.end(
-            EndKind.DROP, Target(TargetKind.OWNER, owner), event, by="broker", reason=reason
-        )
+        _log.info("an owner's cached tokens are dropped", extra={"owner": owner, "cause": reason})
+        await self._store.end(EndKind.DROP, Target(TargetKind.OWNER, owner), None, by="broker", reason=reason)
 
     async def _watch(self) -> None:
         while True:

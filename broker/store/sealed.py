@@ -581,7 +581,9 @@ class SealedStore:
 
     # -- END and its outbox ----------------------------------------------------------------------
 
-    async def end(self, kind: EndKind, target: Target, event: AuditEvent, *, by: str, reason: str) -> Ended:
+    async def end(
+        self, kind: EndKind, target: Target, event: AuditEvent | None, *, by: str, reason: str
+    ) -> Ended:
         """END."""
         store_id, sealer = await self._ready()
         kills = kind in {EndKind.REVOKE, EndKind.BLOCK}
@@ -601,8 +603,8 @@ class SealedStore:
                 must_exist=block if kind is EndKind.UNBLOCK else "",
                 reach=_end_reach(target) if kills else "",
                 only=target.name if target.kind is TargetKind.REPOSITORY else "",
-                note=_note(by, reason, event.request_id),
-                audit=_row(event),
+                note=_note(by, reason, event.request_id if event else None),
+                audit=_row(event) if event else None,
             )
         )
         if reply.verdict == "lost":
