@@ -27,8 +27,14 @@ from broker.clock import SystemClock
 from broker.errors import BrokerError, GitHubError, SettingsError, StoreError
 from broker.github.app_jwt import Signer
 from broker.github.client import GitHubClient
+from broker.github.webhook import SignatureCheck, parse_delivery
+from broker.issuing.admins import AdminGate, AuditTrail
+from broker.issuing.ending import Ender
+from broker.issuing.hooks import HookReactor
 from broker.issuing.installations import Installations
+from broker.issuing.keys import KeyRegister
 from broker.issuing.minting import Minter, MintSettings
+from broker.issuing.owners import Owners
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, IssueSettings
 from broker.issuing.turns import Turns
@@ -41,10 +47,12 @@ from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
+from broker.web.admin import Admin
 from broker.web.middleware import Edge, not_found
 from broker.web.openapi import document
 from broker.web.probes import Probes
 from broker.web.tokens import Tokens, json_response
+from broker.web.webhooks import Webhooks
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +146,11 @@ class Broker:
     auditor: Auditor
     issuer: Issuer
     repositories: RepositoryList
+    gate: AdminGate
+    keys: KeyRegister
+    ender: Ender
+    owners: Owners
+    hooks: HookReactor
     about: _AppInfo
 
     @asynccontextmanager
@@ -147,6 +160,8 @@ class Broker:
         await self.store.open()
         self.installations.start()
         self.auditor.start()
+        self.ender.start()
+        self.hooks.start()
         background = [
             asyncio.create_task(self._meet_github(), name="meet-github"),
             asyncio.create_task(self._sweep(), name="store-sweep"),
@@ -157,6 +172,8 @@ class Broker:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await self.hooks.stop()
+            await self.ender.stop()
             await self.minter.stop()
             await self.installations.stop()
             await self.auditor.stop()
@@ -246,12 +263,14 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
         grant_hint=grant_hint,
     )
     auditor = Auditor(store)
+    bootstrap = bootstrap_admin(settings)
+    limits = RateLimiter(store)
     issuer = Issuer(
         store,
-        admin=bootstrap_admin(settings),
+        admin=bootstrap,
         minter=minter,
         installations=installations,
-        limits=RateLimiter(store),
+        limits=limits,
         auditor=auditor,
         settings=IssueSettings(
             min_ttl_s=settings.token_min_ttl,
@@ -270,13 +289,43 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
         timeout_s=settings.request_timeout,
     )
     return Broker(
-        settings, store, github, signer, installations, minter, auditor, issuer, repositories, about
+        settings=settings,
+        store=store,
+        github=github,
+        signer=signer,
+        installations=installations,
+        minter=minter,
+        auditor=auditor,
+        issuer=issuer,
+        repositories=repositories,
+        gate=AdminGate(issuer, limits, auditor),
+        keys=KeyRegister(store, bootstrap_id=bootstrap.id if bootstrap else None, log=auditor.log),
+        ender=Ender(store, github, auditor),
+        owners=Owners(store, github, installations, auditor, timeout_s=settings.request_timeout),
+        hooks=HookReactor(store, auditor),
+        about=about,
     )
 
 
 def build_app(broker: Broker) -> ASGIApp:
     """Return the ASGI app of a broker; its lifespan opens and closes the broker."""
     tokens = Tokens(broker.issuer, broker.repositories, host=broker.settings.github_host)
+    admin = Admin(
+        gate=broker.gate,
+        keys=broker.keys,
+        ender=broker.ender,
+        owners=broker.owners,
+        trail=AuditTrail(broker.store),
+        app=lambda: broker.about.app,
+    )
+    secrets = broker.settings.webhook_secrets()
+    webhooks = Webhooks(
+        broker.store,
+        broker.auditor,
+        signature=(lambda: SignatureCheck(secrets)) if secrets else None,
+        parse=parse_delivery,
+        queued=broker.hooks.wake,
+    )
 
     def can_sign() -> bool:
         try:
@@ -301,6 +350,8 @@ def build_app(broker: Broker) -> ASGIApp:
         Route("/v1/github/token", tokens.token, methods=["POST"]),
         Route("/v1/github/repositories", tokens.repositories, methods=["GET"]),
         Route("/v1/whoami", tokens.whoami, methods=["GET"]),
+        *admin.routes(),
+        Route("/webhooks/github", webhooks.github, methods=["POST"]),
         Route("/livez", probes.live, methods=["GET"]),
         Route("/readyz", probes.ready, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),

@@ -10,6 +10,7 @@ BrokerError
 │   └── ConflictError               the thing asked for cannot be changed this way
 ├── RefusedError                who asks may not
 │   ├── InvalidApiKeyError          one answer for missing, malformed, unknown, expired, revoked
+│   ├── InvalidSignatureError       a webhook that GitHub did not sign with our secret
 │   ├── ForbiddenError              policy
 │   ├── BlockedError                an admin said no, or the owner's account changed
 │   └── RateLimitedError            the key's own limit or mint budget
@@ -141,6 +142,13 @@ class InvalidApiKeyError(RefusedError):
 
     code = "invalid_api_key"
     public = "The API key is missing, malformed, unknown, expired or revoked."
+
+
+class InvalidSignatureError(RefusedError):
+    """A webhook without signature, or with one that no configured secret makes."""
+
+    code = "invalid_signature"
+    public = "The signature is missing or wrong."
 
 
 class ForbiddenError(RefusedError):

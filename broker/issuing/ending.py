@@ -9,11 +9,12 @@ by one process of all replicas at a time, until each token is dead or expired.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
+from broker.access.keys import KEY_ID
 from broker.audit import Auditor
 from broker.errors import GitHubError, GitHubRateLimitedError, StoreError
 from broker.issuing.installations import kept, pause_for
@@ -43,6 +44,9 @@ class Fate(StrEnum):
     SPARED = "spared"
 
 
+_TELLING: Final = (Fate.REVOKED, Fate.FAILED, Fate.PENDING, Fate.SPARED)
+
+
 @dataclass(slots=True)
 class Outcome:
     """What became of the tokens in reach when the answer is given.
@@ -55,6 +59,42 @@ class Outcome:
     failed: int = 0
     pending: int = 0
     remaining: list[tuple[str, float]] = field(default_factory=list)
+
+
+class _Told:
+    """The fates of some tokens while they are worked off.
+
+    A token stands in the outbox once for each thing that ends it; dead is dead, whichever of them it was.
+    """
+
+    def __init__(self, shas: Sequence[str]) -> None:
+        self._fates: dict[str, dict[str, Fate]] = {sha: {} for sha in shas}
+        self._expiry: dict[str, float] = {}
+
+    def tell(self, one: Doomed, fate: Fate) -> None:
+        self._fates.setdefault(one.sha256, {})[one.only] = fate
+        self._expiry[one.sha256] = one.expires_at
+
+    def gone(self, shas: Collection[str]) -> None:
+        for sha in shas:
+            self._fates[sha][""] = Fate.REVOKED
+
+    def outcome(self) -> Outcome:
+        outcome = Outcome()
+        for sha, fates in self._fates.items():
+            fate = next((one for one in _TELLING if one in fates.values()), Fate.PENDING)
+            if fate is Fate.SPARED:
+                continue
+            if fate is Fate.REVOKED:
+                outcome.revoked += 1
+                continue
+            if fate is Fate.FAILED:
+                outcome.failed += 1
+            else:
+                outcome.pending += 1
+            if len(outcome.remaining) < _LISTED and sha in self._expiry:
+                outcome.remaining.append((sha, self._expiry[sha]))
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +137,11 @@ class Ender:
 
     # -- what admins do --------------------------------------------------------------------------
 
-    async def revoke(self, target: Target, actor: Actor, *, reason: str) -> Outcome:
-        """End every live token in reach of ``target``."""
-        event = _event(Event.TOKEN_REVOKED, target, actor, reason)
+    async def revoke(
+        self, target: Target, actor: Actor, *, reason: str, installation_id: int | None = None
+    ) -> Outcome:
+        """End every live token in reach of ``target``; ``installation_id`` if it was named by that."""
+        event = replace(_event(Event.TOKEN_REVOKED, target, actor, reason), installation_id=installation_id)
         ended = await self._store.end(EndKind.REVOKE, target, event, by=actor.key_id, reason=reason)
         self._auditor.log(event)
         return await self.kill(ended.shas)
@@ -125,44 +167,28 @@ class Ender:
 
     async def kill(self, shas: Sequence[str]) -> Outcome:
         """Revoke tokens of the outbox at GitHub for some seconds; the background does the rest."""
-        outcome = Outcome()
         if not shas:
-            return outcome
-        fates: dict[str, Fate] = dict.fromkeys(shas, Fate.PENDING)
-        expiry: dict[str, float] = {}
-
-        def tell(one: Doomed, fate: Fate) -> None:
-            # A token may stand in the outbox for two reasons; the worse fate is the one that is told.
-            if fates.get(one.sha256) is not Fate.FAILED:
-                fates[one.sha256] = fate
-            expiry[one.sha256] = one.expires_at
-
-        task = asyncio.create_task(self._kill(shas, tell), name="revocation")
+            return Outcome()
+        told = _Told(shas)
+        task = asyncio.create_task(self._kill(shas, told), name="revocation")
         await asyncio.wait([task], timeout=ANSWER_WITHIN_S)
         if not task.done():
             task.cancel()
         await asyncio.wait([task])
         self._wake.set()
-        for sha, fate in fates.items():
-            if fate is Fate.REVOKED:
-                outcome.revoked += 1
-            elif fate is not Fate.SPARED:
-                if fate is Fate.FAILED:
-                    outcome.failed += 1
-                else:
-                    outcome.pending += 1
-                if len(outcome.remaining) < _LISTED and sha in expiry:
-                    outcome.remaining.append((sha, expiry[sha]))
-        return outcome
+        return told.outcome()
 
-    async def _kill(self, shas: Sequence[str], tell: Callable[[Doomed, Fate], None]) -> None:
+    async def _kill(self, shas: Sequence[str], told: "_Told") -> None:
         for start in range(0, len(shas), _ASKED_AT_MOST):
             part = shas[start : start + _ASKED_AT_MOST]
             with contextlib.suppress(StoreError):
                 doomed = await self._store.doomed(part, limit=2 * _ASKED_AT_MOST)
                 for one in doomed:
-                    tell(one, Fate.PENDING if one.matches else Fate.SPARED)
-                await self._end_all(doomed, tell)
+                    told.tell(one, Fate.PENDING if one.matches else Fate.SPARED)
+                if len(doomed) < 2 * _ASKED_AT_MOST:
+                    # Not in the outbox any more: another process was faster.
+                    told.gone(set(part) - {one.sha256 for one in doomed})
+                await self._end_all(doomed, told.tell)
 
     # -- one by one ------------------------------------------------------------------------------
 
@@ -200,17 +226,19 @@ class Ender:
             return Fate.FAILED
         except StoreError:
             return Fate.PENDING
+        by_key = KEY_ID.fullmatch(one.by) is not None  # else words, such as those of `broker keys revoke`
+        reason = one.reason if by_key or not one.by else f"{one.reason}, {one.by}"
         event = AuditEvent(
             Event.TOKEN_REVOKED,
             request_id=one.request_id or None,
-            key_id=one.by or None,
+            key_id=one.by if by_key else None,
             owner=one.owner,
             repositories=token.repositories,
             permissions=token.permissions,
             installation_id=token.installation_id,
             token_sha256=one.sha256,
             expires_at=token.expires_at,
-            reason=one.reason or None,
+            reason=reason[:MAX_TEXT] or None,
         )
         with contextlib.suppress(StoreError):  # dead is dead; the outbox will be told the next time
             if await self._store.settle([(one, event)]):

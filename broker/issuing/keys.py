@@ -1,6 +1,6 @@
 """The register of API keys; each change of one is a compare-and-set of its whole record in the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -98,11 +98,19 @@ class KeyRegister:
     Args:
         store: keeps them.
         bootstrap_id: id of ``BROKER_ADMIN_KEY``, which has no record.
+        log: takes the audit's line of what has been done; the record is the store's.
     """
 
-    def __init__(self, store: Store, *, bootstrap_id: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        bootstrap_id: str | None = None,
+        log: Callable[[AuditEvent], None] = lambda _: None,
+    ) -> None:
         self._store = store
         self._bootstrap_id = bootstrap_id
+        self._log = log
 
     async def create(
         self,
@@ -142,7 +150,9 @@ class KeyRegister:
             expires_at=expires_at,
             rate_limit_per_minute=policy.rate_limit_per_minute,
         )
-        await self._store.create_key(record, _event(Event.KEY_CREATED, record, by, actor))
+        event = _event(Event.KEY_CREATED, record, by, actor)
+        await self._store.create_key(record, event)
+        self._log(event)
         return key, record
 
     async def _time(self) -> float:
@@ -183,6 +193,7 @@ class KeyRegister:
                 raise InvalidRequestError(public="repositories: at least one pattern is needed.")
             event = _event(Event.KEY_CHANGED, after, by, actor)
             if await self._store.write_key(entry, after, event, narrows=True) is not None:
+                self._log(event)
                 return after
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
 
@@ -231,6 +242,7 @@ class KeyRegister:
             else:
                 after = replace(entry.record, revoked_at=now)
             if await self._store.write_key(entry, after, event, narrows=True) is not None:
+                self._log(event)
                 return
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
 
@@ -261,6 +273,7 @@ class KeyRegister:
             event = _event(Event.KEY_REVOKED, ended, by, actor)
             killed = await self._store.write_key(entry, ended, event, narrows=True, kill=kill)
             if killed is not None:
+                self._log(event)
                 return killed
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
 

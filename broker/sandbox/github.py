@@ -18,6 +18,7 @@ from broker.sandbox.state import (
     EmulatedToken,
     State,
 )
+from broker.sandbox.webhooks import Delivery, Hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "Delivery",
     "EmulatedAccount",
     "EmulatedApp",
     "EmulatedGitHub",
@@ -35,6 +37,7 @@ __all__ = [
     "EmulatedRepository",
     "EmulatedToken",
     "Fault",
+    "Hook",
     "RunningGitHub",
 ]
 
@@ -51,7 +54,8 @@ class EmulatedGitHub(State):
         latency_s: seconds that every call takes at least.
         route_latency_s: more seconds, by name of the route.
         observers: called with each call before it is worked on, on the server's thread.
-        routes: first match wins; later modules (hook deliveries, app manifests) add theirs.
+        routes: first match wins; later modules (app manifests) add theirs.
+        hooks: webhooks of apps.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:  # noqa: TID251 - GitHub has a clock of its own
@@ -62,6 +66,7 @@ class EmulatedGitHub(State):
         self.route_latency_s: dict[str, float] = {}
         self.observers: list[Callable[[Call], None]] = []
         self.routes: list[Route] = [*git.routes(), *rest.routes()]
+        self.hooks: list[Hook] = []
 
     def note(self, call: Call) -> Call:
         """Write a call into the journal."""
@@ -97,6 +102,30 @@ class EmulatedGitHub(State):
     ) -> RunningGitHub:
         """Return a context manager that serves this GitHub on 127.0.0.1."""
         return RunningGitHub(self, port=port, api_prefix=api_prefix, certfile=certfile, keyfile=keyfile)
+
+    def add_hook(
+        self, app: EmulatedApp, url: str | None = None, secret: str | None = None, *, ping: bool = False
+    ) -> Hook:
+        """Give an app a webhook: from now on what changes is told to ``url``, signed with ``secret``.
+
+        Args:
+            app: whose installations are told about.
+            url: None: deliveries are only written down.
+            secret: None: nothing is signed.
+            ping: begin with a ping, as GitHub does.
+        """
+        with self.lock:
+            hook = Hook(self, app, url, secret, hook_id=400_000_001 + len(self.hooks))
+            self.hooks.append(hook)
+        if ping:
+            hook.ping()
+        return hook
+
+    def close(self) -> None:
+        """Stop delivering, and delete the repositories that the emulator made."""
+        for hook in self.hooks:
+            hook.close()
+        super().close()
 
     def __enter__(self) -> Self:
         return self

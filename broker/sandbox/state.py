@@ -225,7 +225,7 @@ class Quota:
 class Change:
     """Something happened that GitHub would tell by webhook; ``event`` and ``action`` are its words.
 
-    This is the seam for deliveries: a later module subscribes with ``State.subscribe``.
+    This is the seam for deliveries: ``webhooks`` subscribes with ``State.subscribe``.
     """
 
     event: str
@@ -337,15 +337,16 @@ class State:
             previous, account.login = account.login, new
             for repository in owned:
                 self._name(repository)
-            self._tell(
-                Change("installation_target", "renamed", account=account, details={"login_from": previous})
-            )
+            details = {"login_from": previous}
+            self._tell(Change("installation_target", "renamed", account=account, details=details))
             return account
 
     def delete_account(self, login: str) -> None:
         """Delete an account with its repositories and installations; the login is free again."""
         with self.lock:
             account = self._account(login)
+            if account.kind == "Organization":
+                self._tell(Change("organization", "deleted", account=account))
             for installation in [i for i in self.installations.values() if i.account is account]:
                 self.uninstall(installation)
             for repository in [r for r in self.repositories.values() if r.owner is account]:
@@ -448,6 +449,22 @@ class State:
                 if installation.selection is not None:
                     installation.selection.discard(gone.id)
             self._tell(Change("repository", "deleted", repositories=(gone,)))
+
+    def set_private(self, repository: str | EmulatedRepository, private: bool) -> None:  # noqa: FBT001
+        """Make a repository private or public."""
+        with self.lock:
+            found = self._repository(repository)
+            found.private = private
+            action = "privatized" if private else "publicized"
+            self._tell(Change("repository", action, repositories=(found,)))
+
+    def set_archived(self, repository: str | EmulatedRepository, archived: bool) -> None:  # noqa: FBT001
+        """Make a repository read-only, or open it again."""
+        with self.lock:
+            found = self._repository(repository)
+            found.archived = archived
+            action = "archived" if archived else "unarchived"
+            self._tell(Change("repository", action, repositories=(found,)))
 
     def commit(
         self,

@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 LEASE_MS = 5000
+END_SLACK_S = 60.0
+"""A token is still worth killing so long past its expiry, for clocks that differ."""
+MARK_LIFE_S = 7200.0
+"""No token lives so long: an older mark ends nothing any more."""
+HOOK_LIFE_S = 8 * 86400.0
+"""A delivery is known again so long; GitHub redelivers for three days."""
 UNREADABLE = 2**62
 STATE_FIELDS = ("id", "epoch", "gh_offset")
 
@@ -157,6 +163,8 @@ class KeyWriteArgs:
     Attributes:
         purge_at: when the record may be deleted (30 d after its end), None for never.
         narrows: whether the epoch has to grow.
+        kill: a note for the outbox (see ``OutboxEntry``): every live token that was handed to the key is
+            ended in the same step.
     """
 
     store_id: bytes
@@ -166,6 +174,7 @@ class KeyWriteArgs:
     purge_at: float | None
     narrows: bool
     audit: Row
+    kill: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +233,70 @@ class KeysPage:
 
     rows: tuple[tuple[str, bytes, int | None], ...] = field(default=())
     cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndArgs:
+    """END: something stops being allowed, in one step with its marks, audit and list of tokens to kill.
+
+    Attributes:
+        marks: fields of S that become ``<new epoch>:<unix seconds>``.
+        blocks: fields of S to set (a value) or to delete (None).
+        wide: ``b:w:<owner>``, which counts the ``b:r:`` fields of that owner: one more for each that was
+            absent and is set, one less for each that was there and is deleted (deleted itself at 0).
+        must_exist: a field of S; if it is absent nothing happens and the verdict is ``absent``.
+        reach: whose live tokens go into the outbox: ``all``, ``o:<owner>``, ``t:<sha>``, or empty for none.
+            A token named by ``t:`` ends in this step: it leaves the cache and HAND calls it gone.
+        only: a repository (lower case) that a token must reach to be killed; empty for no such condition.
+            The backend stores it; whoever opens the token decides.
+        note: what is stored with each outbox entry, opaque.
+    """
+
+    store_id: bytes
+    marks: tuple[str, ...]
+    blocks: Mapping[str, bytes | None] = field(default_factory=dict)
+    wide: str = ""
+    must_exist: str = ""
+    reach: str = ""
+    only: str = ""
+    note: bytes = b""
+    audit: Row | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndReply:
+    """``verdict`` is lost, absent or ok; ``shas`` are those that went into the outbox."""
+
+    verdict: str
+    epoch: int = 0
+    shas: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A token that has to be revoked at GitHub. Its name in the outbox is (``sha``, ``only``).
+
+    Attributes:
+        blob: the sealed token, None if the register does not have it any more.
+        expires_at: on the store's clock.
+    """
+
+    sha: str
+    only: str
+    note: bytes
+    owner: str
+    scope: str
+    blob: bytes | None
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRow:
+    """An owner as the store knows it, with the number of its live tokens."""
+
+    owner: str
+    blob: bytes
+    live: int
 
 
 class Backend(Protocol):
@@ -316,8 +389,12 @@ class Backend(Protocol):
         """Write last-use seconds of keys; older values never replace newer ones."""
         ...
 
-    async def write_key(self, args: KeyWriteArgs) -> str:
-        """Return lost, changed (also: exists already) or ok."""
+    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+        """Return lost, changed (also: exists already) or ok; and the tokens that went into the outbox.
+
+        With ``kill`` every live token handed to the key leaves the cache, HAND calls it gone, and it goes
+        into the outbox with ``only`` empty, all in this step.
+        """
         ...
 
     async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
@@ -338,6 +415,50 @@ class Backend(Protocol):
 
     async def audit(self, want: AuditWant) -> AuditPage:
         """Return a page of audit events; may be short and still have a cursor."""
+        ...
+
+    async def end(self, args: EndArgs) -> EndReply:
+        """END. The epoch grows by one whenever the verdict is ok."""
+        ...
+
+    async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
+        """Return entries of the outbox, oldest expiry first: those of some tokens, or of any."""
+        ...
+
+    async def settle(self, store_id: bytes, done: Sequence[tuple[str, str, Row | None]]) -> int:
+        """Take entries (sha, only) out of the outbox; return how many were there.
+
+        The audit event of an entry is appended only if the entry was there, in the same step.
+        """
+        ...
+
+    async def hook(self, store_id: bytes, *, body_sha: str, guid: str, blob: bytes) -> str:
+        """Keep a delivery to work off: lost, seen (its id or its body is known, kept 8 days) or ok."""
+        ...
+
+    async def hooks(self, *, limit: int) -> tuple[tuple[str, bytes], ...]:
+        """Return deliveries to work off, oldest first, with their place in the queue."""
+        ...
+
+    async def hooks_done(self, places: Sequence[str]) -> None:
+        """Take deliveries out of the queue."""
+        ...
+
+    async def owner_of(self, installation_id: int) -> str | None:
+        """Return the owner whose record has that installation id."""
+        ...
+
+    async def owners(self, *, cursor: str | None, limit: int) -> tuple[tuple[OwnerRow, ...], str | None]:
+        """Return owners in alphabetical order, and the cursor to go on from."""
+        ...
+
+    async def accept(
+        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
+    ) -> str:
+        """Replace the pin of an owner and forget its record: lost, changed (the pin) or ok.
+
+        As END: the epoch grows and ``m:o:<owner>`` becomes the new epoch.
+        """
         ...
 
     async def sweep(self) -> None:

@@ -1,29 +1,36 @@
 """The raw store on Redis or Valkey (6.2 or newer): alone, behind Sentinel, or in a Cluster. Does I/O.
 
 All names begin with one hash tag, so everything lies in one Cluster slot and every verb is one script on
-one node. Three connections a process: reads, writes, and lists (audit, keys, house-keeping). Each is
-used by one ``Batcher``, which merges what a loop turn wants into one round trip and bounds its time.
+one node. Four connections a process: reads, writes, ends (which may take longer, since they list what
+has to die), and lists (audit, keys, house-keeping). Each is used by one ``Batcher``, which merges what a
+loop turn wants into one round trip and bounds its time.
 """
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from broker.errors import InvalidRequestError, StoreUnavailableError
 from broker.model import Secret
 from broker.store import redis_scripts as scripts
 from broker.store.backend import (
+    HOOK_LIFE_S,
     LEASE_MS,
+    MARK_LIFE_S,
     STATE_FIELDS,
     AcquireArgs,
     AcquireReply,
     AuditPage,
     AuditWant,
     CommitArgs,
+    EndArgs,
+    EndReply,
     KeysPage,
     KeyWriteArgs,
+    OutboxEntry,
     OwnerArgs,
+    OwnerRow,
     Row,
     State,
     StoredRow,
@@ -37,13 +44,17 @@ from broker.store.redis_url import parse_redis_url
 
 MAX_PAUSE_S: Final = 3600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
-_LISTS_DEADLINES: Final = 3
+_LONG_DEADLINES: Final = 3
 _ROWS_PER_SCRIPT: Final = 200
+_EVENT_PARTS: Final = 6
 _AUDIT_CHUNK: Final = 500
 _SWEEP_KEYS: Final = 200
 _WRAP: Final = "dk:"
 _STREAM_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
 _SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
+_OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
+_MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
+_MARKS: Final = ("m:", "f:o:")
 
 
 class RedisBackend:
@@ -53,7 +64,7 @@ class RedisBackend:
         url: see ``parse_redis_url``.
         audit_retention_s: audit events older than this are not shown, and swept.
         audit_max_events: about so many audit events are kept.
-        deadline_s: how long a caller waits for a read or a write; lists may take three times that.
+        deadline_s: how long a caller waits for a read or a write; ends and lists may take three times that.
 
     Raises:
         SettingsError: the URL is wrong.
@@ -74,10 +85,13 @@ class RedisBackend:
         self._place = Place(target, connect_timeout_s=deadline_s)
         self._read_link = Link(self._place)
         self._write_link = Link(self._place)
+        self._end_link = Link(self._place)
         self._list_link = Link(self._place)
         self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
         self._writes: Batcher[Unit, Any] = Batcher(self._write_batch, deadline_s=deadline_s)
-        self._lists: Batcher[Unit, Any] = Batcher(self._list_batch, deadline_s=_LISTS_DEADLINES * deadline_s)
+        long_s = _LONG_DEADLINES * deadline_s
+        self._ends: Batcher[Unit, Any] = Batcher(self._end_batch, deadline_s=long_s)
+        self._lists: Batcher[Unit, Any] = Batcher(self._list_batch, deadline_s=long_s)
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -87,12 +101,13 @@ class RedisBackend:
         await self.read(Want())
         await self._writes.submit(ping)
         await self._lists.submit(ping)
+        # The connection for ends opens with the first of them.
 
     async def close(self) -> None:
         """Close all; idempotent."""
-        for batcher in (self._reads, self._writes, self._lists):
+        for batcher in (self._reads, self._writes, self._ends, self._lists):
             await batcher.close()
-        for link in (self._read_link, self._write_link, self._list_link):
+        for link in (self._read_link, self._write_link, self._end_link, self._list_link):
             await link.close()
 
     def _name(self, *parts: str) -> str:
@@ -123,6 +138,9 @@ class RedisBackend:
 
     async def _write_batch(self, units: Sequence[Unit], until: float) -> Sequence[Any]:
         return await self._write_link.talk(units, until, repeatable=False)
+
+    async def _end_batch(self, units: Sequence[Unit], until: float) -> Sequence[Any]:
+        return await self._end_link.talk(units, until, repeatable=False)
 
     async def _list_batch(self, units: Sequence[Unit], until: float) -> Sequence[Any]:
         # Nothing of what goes this way does harm twice.
@@ -386,11 +404,12 @@ class RedisBackend:
             arguments = [part for item in items[start : start + _ROWS_PER_SCRIPT] for part in item]
             await self._write(scripts.TOUCH, ("K", "U"), arguments)
 
-    async def write_key(self, args: KeyWriteArgs) -> str:
-        """KEY WRITE."""
-        return await self._verdict(
+    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+        """KEY WRITE; with ``kill`` also the end of what was handed to the key."""
+        kills = args.kill is not None
+        unit = self._unit(
             scripts.WRITE_KEY,
-            ("S", "K", "KI", "KP", "A"),
+            ("S", "K", "KI", "KP", "A", f"KT:{args.key_id}", "X", "XE", "XS"),
             (
                 args.store_id,
                 args.key_id,
@@ -398,12 +417,16 @@ class RedisBackend:
                 args.blob,
                 int(args.purge_at is not None),
                 int((args.purge_at or 0.0) * 1000),
-                int(args.narrows),
+                # A hand-out that is on its way must not miss the list: it has to get ``stale``.
+                int(args.narrows or kills),
                 self._max_events,
                 *_event(args.audit),
+                *_optional(args.kill),
             ),
             replicated=True,
         )
+        verdict, *shas = await (self._ends if kills else self._writes).submit(unit)
+        return _text(verdict), _texts(shas[0]) if shas else ()
 
     async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
         """Return a page of keys in order of creation.
@@ -442,7 +465,7 @@ class RedisBackend:
         """OWNER."""
         return await self._verdict(
             scripts.PUT_OWNER,
-            ("S", "K", f"L:{args.lease}", "N", f"O:{args.owner}", "I"),
+            ("S", "K", f"L:{args.lease}", "N", f"O:{args.owner}", "I", "OI"),
             (
                 args.store_id,
                 args.nonce,
@@ -458,22 +481,163 @@ class RedisBackend:
             replicated=True,
         )
 
+    async def accept(
+        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
+    ) -> str:
+        """Replace an owner's pin, forget its record, end what was issued under the old one."""
+        return await self._verdict(
+            scripts.ACCEPT,
+            ("S", "K", "N", f"O:{owner}", "I", "OI", "A"),
+            (store_id, owner, expected_pin, pin, self._max_events, *_event(audit)),
+            replicated=True,
+        )
+
+    async def owner_of(self, installation_id: int) -> str | None:
+        """Return the owner whose record has that installation id."""
+        found = await self._lists.submit(
+            self._unit(scripts.OWNER_OF, ("I",), (self._tag, str(installation_id)))
+        )
+        return None if found is None else _text(found)
+
+    async def owners(self, *, cursor: str | None, limit: int) -> tuple[tuple[OwnerRow, ...], str | None]:
+        """Return owners in alphabetical order, and the cursor to go on from.
+
+        Raises:
+            InvalidRequestError: the cursor is none of ours.
+        """
+        if cursor is not None and not _OWNER.fullmatch(cursor):
+            raise InvalidRequestError(public="cursor: not one that this list gave.")
+        found = await self._lists.submit(
+            self._unit(scripts.LIST_OWNERS, ("OI",), (self._tag, cursor or "", limit + 1))
+        )
+        rows = tuple(OwnerRow(_text(owner), blob, int(live)) for owner, blob, live in found[:limit])
+        return rows, rows[-1].owner if len(found) > limit else None
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    async def end(self, args: EndArgs) -> EndReply:
+        """END."""
+        what, _, name = args.reach.partition(":")
+        kind, enumerated = {
+            "": ("", "RT"),
+            "all": ("index", "RT"),
+            "o": ("index", f"OT:{name}"),
+            "t": ("token", f"R:{name}"),
+        }[what]
+        event = ("",) * _EVENT_PARTS if args.audit is None else _event(args.audit)
+        verdict, *rest = await self._ends.submit(
+            self._unit(
+                scripts.END,
+                ("S", "K", "A", "X", "XE", "XS", enumerated),
+                (
+                    args.store_id,
+                    args.must_exist,
+                    args.wide,
+                    kind,
+                    name,
+                    args.only,
+                    args.note,
+                    self._max_events,
+                    int(args.audit is not None),
+                    *event,
+                    len(args.marks),
+                    *args.marks,
+                    *(part for field, value in args.blocks.items() for part in (field, *_optional(value))),
+                ),
+                replicated=True,
+            )
+        )
+        return EndReply(_text(verdict), int(rest[0]), _texts(rest[1])) if rest else EndReply(_text(verdict))
+
+    async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
+        """Return entries of the outbox, oldest expiry first."""
+        rows = await self._lists.submit(
+            self._unit(
+                scripts.OUTBOX,
+                ("X", "XE", "XS"),
+                (self._tag, limit, int(shas is not None), *(shas or ())),
+            )
+        )
+        found: list[OutboxEntry] = []
+        for name, note, blob, owner, scope, expires_ms in rows:
+            sha, _, only = _text(name).partition("|")
+            expires_at = float(expires_ms) / 1000
+            found.append(OutboxEntry(sha, only, note, _text(owner), _text(scope), blob, expires_at))
+        return tuple(found)
+
+    async def settle(self, store_id: bytes, done: Sequence[tuple[str, str, Row | None]]) -> int:
+        """Take entries out of the outbox, each once, with its audit event if it was revoked."""
+        count = 0
+        for start in range(0, len(done), _ROWS_PER_SCRIPT):
+            part = done[start : start + _ROWS_PER_SCRIPT]
+            arguments: list[Part] = [store_id, self._max_events]
+            for sha, only, row in part:
+                event = ("",) * _EVENT_PARTS if row is None else _event(row)
+                arguments += (sha, only, int(row is not None), *event)
+            keys = ("S", "K", "A", "X", "XE", "XS", "RT", *(f"R:{sha}" for sha, _, _ in part))
+            count += int(await self._write(scripts.SETTLE, keys, arguments, replicated=True))
+        return count
+
+    # -- webhooks --------------------------------------------------------------------------------
+
+    async def hook(self, store_id: bytes, *, body_sha: str, guid: str, blob: bytes) -> str:
+        """HOOK: dedupe and queue in one step."""
+        return await self._verdict(
+            scripts.HOOK,
+            ("S", "K", f"W:{body_sha}", f"WD:{guid}", "WQ"),
+            (store_id, _ms(HOOK_LIFE_S), blob),
+            # GitHub does not send again what was answered with 2xx.
+            replicated=True,
+        )
+
+    async def hooks(self, *, limit: int) -> tuple[tuple[str, bytes], ...]:
+        """Return queued deliveries, oldest first."""
+        entries = await self._list("XRANGE", self._name("WQ"), "-", "+", "COUNT", limit)
+        return tuple((_text(place), parts[1]) for place, parts in entries)
+
+    async def hooks_done(self, places: Sequence[str]) -> None:
+        """Take deliveries out of the queue."""
+        if places:
+            await self._list("XDEL", self._name("WQ"), *places)
+
     # -- keeping house ---------------------------------------------------------------------------
 
     async def sweep(self) -> None:
-        """Delete what has no life of its own in Redis: old audit events, purged keys, index entries."""
+        """Delete what has no life of its own in Redis: audit, keys, marks, entries of indexes and outbox."""
         keys = ("KP", "K", "U", "KI", "RT", "A")
         arguments = (_SWEEP_KEYS, self._retention_ms, self._max_events)
         while await self._lists.submit(self._unit(scripts.SWEEP, keys, arguments)) == _SWEEP_KEYS:
             pass
+        async for pairs in self._scan("HSCAN", "I"):
+            await self._sweep_owners([(_text(number), _text(owner)) for number, owner in pairs])
+        async for pairs in self._scan("ZSCAN", "OI"):
+            members = [_text(member).partition(" ") for member, _ in pairs]
+            await self._sweep_owners([(number, owner) for owner, _, number in members])
+        async for pairs in self._scan("ZSCAN", "XE"):
+            names = [_text(name) for name, _ in pairs]
+            tokens = (f"R:{name.partition('|')[0]}" for name in names)
+            await self._lists.submit(self._unit(scripts.SWEEP_OUTBOX, ("X", "XE", "XS", *tokens), names))
+        oldest = _seconds(await self._list("TIME")) - MARK_LIFE_S
+        async for pairs in self._scan("HSCAN", "S"):
+            marks = [(name, value) for name, value in pairs if _older(_text(name), value, oldest)]
+            if marks:
+                values: list[Part] = [int(MARK_LIFE_S), *(part for mark in marks for part in mark)]
+                await self._lists.submit(self._unit(scripts.SWEEP_MARKS, ("S",), values))
+
+    async def _sweep_owners(self, pairs: Sequence[tuple[str, str]]) -> None:
+        keys = ("I", "OI", *(f"O:{owner}" for _, owner in pairs))
+        items = [part for pair in pairs for part in pair]
+        await self._lists.submit(self._unit(scripts.SWEEP_INSTALLATIONS, keys, items))
+
+    async def _scan(self, command: str, key: str) -> AsyncIterator[list[tuple[bytes, bytes]]]:
+        """Yield the pairs of a hash or sorted set, some hundreds at a time; some may come twice."""
         cursor = b"0"
         while True:
-            cursor, flat = await self._list("HSCAN", self._name("I"), cursor, "COUNT", _SWEEP_KEYS)
-            pairs = [(_text(number), _text(owner)) for number, owner in _pairs(flat)]
-            if pairs:
-                owners = [f"O:{owner}" for _, owner in pairs]
-                items = [part for pair in pairs for part in pair]
-                await self._lists.submit(self._unit(scripts.SWEEP_INSTALLATIONS, ("I", *owners), items))
+            cursor, flat = await self._list(command, self._name(key), cursor, "COUNT", _SWEEP_KEYS)
+            pairs = list(_pairs(flat))
+            # A small one comes whole, whatever the count.
+            for start in range(0, len(pairs), _SWEEP_KEYS):
+                yield pairs[start : start + _SWEEP_KEYS]
             if cursor == b"0":
                 return
 
@@ -508,6 +672,10 @@ def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
+def _texts(values: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(value.decode() for value in values)
+
+
 def _seconds(time: Sequence[bytes]) -> float:
     return int(time[0]) + int(time[1]) / 1_000_000
 
@@ -540,6 +708,12 @@ def _only(names: Sequence[str], found: Mapping[str, bytes]) -> dict[str, bytes]:
 def _event(row: Row) -> tuple[str, ...]:
     repositories = f"|{'|'.join(row.repositories)}|" if row.repositories else ""
     return (row.event, row.key_id, row.owner, repositories, row.request_id, row.body)
+
+
+def _older(name: str, value: bytes, oldest: float) -> bool:
+    """Whether a field of the state is a mark, and one that was set before ``oldest``."""
+    found = _MARK.fullmatch(value) if name.startswith(_MARKS) else None
+    return found is not None and int(found[1]) < oldest
 
 
 def _matching(want: AuditWant, entry_id: str, parts: Mapping[bytes, bytes]) -> StoredRow | None:

@@ -8,6 +8,8 @@ Redis refuses to write (memory, disk), nothing has been done.
 import hashlib
 from typing import Final
 
+from broker.store.backend import END_SLACK_S
+
 GRACE_MS: Final = 600_000
 """A live token is remembered so long past its expiry, for clocks that differ."""
 
@@ -86,13 +88,80 @@ end
 )
 
 
+# The outbox: X notes by '<sha>|<only>', XE those names by the token's expiry, XS by name.
+_ENDING: Final = (
+    f"local SLACK = {int(END_SLACK_S * 1000)}\n"
+    """
+-- Which live tokens an index holds: hashes, and when they expire.
+local function living(key, t)
+  local shas, expiries = {}, {}
+  local found = redis.call('ZRANGEBYSCORE', key, t - SLACK, '+inf', 'WITHSCORES')
+  for i = 1, #found, 2 do
+    shas[#shas + 1] = found[i]
+    expiries[#expiries + 1] = found[i + 1]
+  end
+  return shas, expiries
+end
+
+-- Reads what the end of one token touches; nil if it is not alive. Nothing is written while others are
+-- still to be read: on a slot that moves, reading may fail.
+local function doomed(tag, sha, t)
+  local R = tag .. 'R:' .. sha
+  local found = redis.call('HMGET', R, 't', 's', 'e', 'x')
+  if not found[1] or found[4] == 'revoked' or tonumber(found[3]) < t - SLACK then return nil end
+  local T = tag .. 'T:' .. found[2]
+  return {sha = sha, R = R, expires = found[3], T = redis.call('GET', T) == found[1] and T}
+end
+
+-- HAND calls the token gone, and it leaves the cache (a newer one of the same scope stays).
+local function stop(token)
+  redis.call('HSET', token.R, 'x', 'ended')
+  if token.T then redis.call('DEL', token.T) end
+end
+
+-- In parts, because unpack has a limit.
+local function enqueue(X, XE, XS, shas, expiries, only, note)
+  for first = 1, #shas, 1000 do
+    local notes, by_expiry, by_name = {}, {}, {}
+    for i = first, math.min(first + 999, #shas) do
+      local name = shas[i] .. '|' .. only
+      local at = 2 * (i - first)
+      notes[at + 1], notes[at + 2] = name, note
+      by_expiry[at + 1], by_expiry[at + 2] = expiries[i], name
+      by_name[at + 1], by_name[at + 2] = 0, name
+    end
+    redis.call('HSET', X, unpack(notes))
+    redis.call('ZADD', XE, unpack(by_expiry))
+    redis.call('ZADD', XS, unpack(by_name))
+  end
+end
+"""
+)
+
+# Owners: I installation id -> owner; OI '<owner> <installation id>' in the order of the owners, which a
+# space, below every character of a name, does not disturb.
+_OWNERS: Final = """
+local function members(OI, owner)
+  return redis.call('ZRANGEBYLEX', OI, '[' .. owner .. ' ', '(' .. owner .. '!')
+end
+
+local function forget(I, OI, owner)
+  for _, member in ipairs(members(OI, owner)) do
+    local id = string.sub(member, #owner + 2)
+    if redis.call('HGET', I, id) == owner then redis.call('HDEL', I, id) end
+    redis.call('ZREM', OI, member)
+  end
+end
+"""
+
+
 class Script:
     """A Lua script and the name under which the server may know it already."""
 
     __slots__ = ("sha", "text")
 
-    def __init__(self, body: str) -> None:
-        self.text = (_COMMON + body).encode()
+    def __init__(self, *parts: str) -> None:
+        self.text = (_COMMON + "".join(parts)).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
 
@@ -124,8 +193,9 @@ return 1
 HAND: Final = Script("""
 if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
 if epoch(KEYS[1]) ~= ARGV[2] then return 'stale' end
-local expires = tonumber(redis.call('HGET', KEYS[3], 'e') or nil)
-if not expires then return 'gone' end
+local found = redis.call('HMGET', KEYS[3], 'e', 'x')
+local expires = tonumber(found[1] or nil)
+if not expires or found[2] then return 'gone' end
 local field = 'k:' .. ARGV[4]
 if redis.call('HEXISTS', KEYS[3], field) == 1 then return 'again' end
 local t = now()
@@ -242,11 +312,24 @@ end
 return 1
 """)
 
-# KEYS: S K KI KP A. ARGV: id, key id, old given, old, blob, purge given, purge ms, narrows, most events,
-# event. Compares the whole old record: a change that crosses a revocation loses.
-WRITE_KEY: Final = Script("""
-if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
-if differs(redis.call('HGET', KEYS[2], ARGV[2]), ARGV[3], ARGV[4]) then return 'changed' end
+# KEYS: S K KI KP A KT X XE XS. ARGV: id, key id, old given, old, blob, purge given, purge ms, narrows,
+# most events, event (6), kill, note. Compares the whole old record: a change that crosses a revocation loses.
+WRITE_KEY: Final = Script(
+    _ENDING,
+    """
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return {'lost'} end
+if differs(redis.call('HGET', KEYS[2], ARGV[2]), ARGV[3], ARGV[4]) then return {'changed'} end
+local tokens, shas, expiries = {}, {}, {}
+if ARGV[16] == '1' then
+  local t = now()
+  local tag = string.sub(KEYS[1], 1, -2)
+  for _, sha in ipairs((living(KEYS[6], t))) do
+    local token = doomed(tag, sha, t)
+    if token then
+      tokens[#tokens + 1], shas[#shas + 1], expiries[#expiries + 1] = token, sha, token.expires
+    end
+  end
+end
 audit(KEYS[5], ARGV[9], 10)
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[5])
 if ARGV[3] == '0' then
@@ -258,6 +341,137 @@ else
   redis.call('ZREM', KEYS[4], ARGV[2])
 end
 if ARGV[8] == '1' then redis.call('HINCRBY', KEYS[1], 'epoch', 1) end
+for _, token in ipairs(tokens) do stop(token) end
+enqueue(KEYS[7], KEYS[8], KEYS[9], shas, expiries, '', ARGV[17])
+return {'ok', shas}
+""",
+)
+
+# KEYS: S K A X XE XS, then RT or OT (kind 'index') or R of one token (kind 'token').
+# ARGV: id, field that must exist, field that counts, kind, sha, only, note, most events, event given,
+# event (6), number of marks, marks …, then field, given, value of each block.
+# Marks, blocks, audit and list of those to kill are one step: from here on the promise holds.
+END: Final = Script(
+    _ENDING,
+    """
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return {'lost'} end
+if ARGV[2] ~= '' and redis.call('HEXISTS', KEYS[1], ARGV[2]) == 0 then return {'absent'} end
+if not tonumber(epoch(KEYS[1])) then return redis.error_reply('ERR epoch is not a number') end
+local wide = ARGV[3]
+local last_mark = 16 + tonumber(ARGV[16])
+local blocked = tonumber(redis.call('HGET', KEYS[1], wide) or '0')
+if not blocked then return redis.error_reply('ERR the number of blocks is not a number') end
+local counted = 'b:r:' .. string.sub(wide, 5) .. '/'
+for at = last_mark + 1, #ARGV, 3 do
+  if wide ~= '' and string.sub(ARGV[at], 1, #counted) == counted then
+    blocked = blocked + tonumber(ARGV[at + 1]) - redis.call('HEXISTS', KEYS[1], ARGV[at])
+  end
+end
+local t = now()
+local shas, expiries, token = {}, {}, nil
+if ARGV[4] == 'index' then
+  shas, expiries = living(KEYS[7], t)
+elseif ARGV[4] == 'token' then
+  token = doomed(string.sub(KEYS[1], 1, -2), ARGV[5], t)
+  if token then shas, expiries = {token.sha}, {token.expires} end
+end
+if ARGV[9] == '1' then audit(KEYS[3], ARGV[8], 10) end
+local raised = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+local mark = string.format('%d:%d', raised, math.floor(t / 1000))
+for at = 17, last_mark do redis.call('HSET', KEYS[1], ARGV[at], mark) end
+for at = last_mark + 1, #ARGV, 3 do
+  if ARGV[at + 1] == '1' then
+    redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
+  else
+    redis.call('HDEL', KEYS[1], ARGV[at])
+  end
+end
+if wide ~= '' then
+  if blocked > 0 then
+    redis.call('HSET', KEYS[1], wide, blocked)
+  else
+    redis.call('HDEL', KEYS[1], wide)
+  end
+end
+if token then stop(token) end
+enqueue(KEYS[4], KEYS[5], KEYS[6], shas, expiries, ARGV[6], ARGV[7])
+return {'ok', raised, shas}
+""",
+)
+
+# KEYS: X XE XS. ARGV: tag, most entries, '1' if only those of some tokens, sha …
+OUTBOX: Final = Script("""
+local names = {}
+if ARGV[3] == '1' then
+  local expiry = {}
+  for at = 4, #ARGV do
+    local sha = ARGV[at]
+    for _, name in ipairs(redis.call('ZRANGEBYLEX', KEYS[3], '[' .. sha .. '|', '(' .. sha .. '}')) do
+      if not expiry[name] then
+        expiry[name] = tonumber(redis.call('ZSCORE', KEYS[2], name) or '0')
+        names[#names + 1] = name
+      end
+    end
+  end
+  table.sort(names, function(a, b)
+    if expiry[a] == expiry[b] then return a < b end
+    return expiry[a] < expiry[b]
+  end)
+else
+  names = redis.call('ZRANGE', KEYS[2], 0, ARGV[2] - 1)
+end
+local rows = {}
+for i = 1, math.min(#names, tonumber(ARGV[2])) do
+  local sha = string.match(names[i], '^[^|]*')
+  local found = redis.call('HMGET', ARGV[1] .. 'R:' .. sha, 't', 'o', 's')
+  rows[i] = {names[i], redis.call('HGET', KEYS[1], names[i]) or '', found[1], found[2] or '',
+    found[3] or '', redis.call('ZSCORE', KEYS[2], names[i]) or '0'}
+end
+return rows
+""")
+
+# KEYS: S K A X XE XS RT, then R of each entry. ARGV: id, most events, then sha, only, revoked, event (6) of
+# each. An entry that two settle at once is counted, and written down, once.
+SETTLE: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+local tag = string.sub(KEYS[1], 1, -2)
+local names, settled, revoked = {}, {}, {}
+for at = 3, #ARGV, 9 do
+  local name = ARGV[at] .. '|' .. ARGV[at + 1]
+  if not settled[name] and redis.call('HEXISTS', KEYS[4], name) == 1 then
+    settled[name] = at
+    names[#names + 1] = name
+    if ARGV[at + 2] == '1' then
+      local R = KEYS[8 + (at - 3) / 9]
+      local owner = redis.call('HGET', R, 'o')
+      if owner then revoked[#revoked + 1] = {R = R, sha = ARGV[at], OT = tag .. 'OT:' .. owner} end
+    end
+  end
+end
+for _, name in ipairs(names) do
+  local at = settled[name]
+  if ARGV[at + 2] == '1' then audit(KEYS[3], ARGV[2], at + 3) end
+end
+for _, name in ipairs(names) do
+  redis.call('HDEL', KEYS[4], name)
+  redis.call('ZREM', KEYS[5], name)
+  redis.call('ZREM', KEYS[6], name)
+end
+for _, token in ipairs(revoked) do
+  redis.call('HSET', token.R, 'x', 'revoked')
+  redis.call('ZREM', KEYS[7], token.sha)
+  redis.call('ZREM', token.OT, token.sha)
+end
+return #names
+""")
+
+# KEYS: S K W WD WQ. ARGV: id, life ms, blob. What was not queued is not remembered.
+HOOK: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
+if redis.call('EXISTS', KEYS[3], KEYS[4]) > 0 then return 'seen' end
+redis.call('XADD', KEYS[5], '*', 'b', ARGV[3])
+redis.call('SET', KEYS[3], '1', 'PX', ARGV[2])
+redis.call('SET', KEYS[4], '1', 'PX', ARGV[2])
 return 'ok'
 """)
 
@@ -272,22 +486,69 @@ end
 return rows
 """)
 
-# KEYS: S K L N O I. ARGV: id, nonce, epoch, owner, installation id, blob given, blob, life ms,
+# KEYS: S K L N O I OI. ARGV: id, nonce, epoch, owner, installation id, blob given, blob, life ms,
 # old pin given, old pin, pin given, pin, marks …
-PUT_OWNER: Final = Script("""
+PUT_OWNER: Final = Script(
+    _OWNERS,
+    """
 if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
 if redis.call('GET', KEYS[3]) ~= ARGV[2] then return 'fenced' end
 if highest(KEYS[1], 13, #ARGV) > tonumber(ARGV[3]) then return 'stale' end
 if differs(redis.call('HGET', KEYS[4], ARGV[4]), ARGV[9], ARGV[10]) then return 'changed' end
 if ARGV[11] == '1' then redis.call('HSET', KEYS[4], ARGV[4], ARGV[12]) end
+forget(KEYS[6], KEYS[7], ARGV[4])
 if ARGV[6] == '1' then
   redis.call('SET', KEYS[5], ARGV[7], 'PX', ARGV[8])
   redis.call('HSET', KEYS[6], ARGV[5], ARGV[4])
+  redis.call('ZADD', KEYS[7], 0, ARGV[4] .. ' ' .. ARGV[5])
 else
   redis.call('DEL', KEYS[5])
   if redis.call('HGET', KEYS[6], ARGV[5]) == ARGV[4] then redis.call('HDEL', KEYS[6], ARGV[5]) end
 end
 return 'ok'
+""",
+)
+
+# KEYS: S K N O I OI A. ARGV: id, owner, old pin, pin, most events, event.
+ACCEPT: Final = Script(
+    _OWNERS,
+    """
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
+if redis.call('HGET', KEYS[3], ARGV[2]) ~= ARGV[3] then return 'changed' end
+if not tonumber(epoch(KEYS[1])) then return redis.error_reply('ERR epoch is not a number') end
+audit(KEYS[7], ARGV[5], 6)
+local raised = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+redis.call('HSET', KEYS[1], 'm:o:' .. ARGV[2], string.format('%d:%d', raised, math.floor(now() / 1000)))
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
+redis.call('DEL', KEYS[4])
+forget(KEYS[5], KEYS[6], ARGV[2])
+return 'ok'
+""",
+)
+
+# KEYS: I. ARGV: tag, installation id. An owner that expired has no installation.
+OWNER_OF: Final = Script("""
+local owner = redis.call('HGET', KEYS[1], ARGV[2])
+return owner and redis.call('EXISTS', ARGV[1] .. 'O:' .. owner) == 1 and owner
+""")
+
+# KEYS: OI. ARGV: tag, owner to start after, most rows. Passes over owners that expired.
+LIST_OWNERS: Final = Script("""
+local rows, most, t = {}, tonumber(ARGV[3]), now()
+local from = ARGV[2] == '' and '-' or '(' .. ARGV[2] .. '!'
+while #rows < most do
+  local found = redis.call('ZRANGEBYLEX', KEYS[1], from, '+', 'LIMIT', 0, most)
+  for _, member in ipairs(found) do
+    local owner = string.match(member, '^[^ ]*')
+    local blob = redis.call('GET', ARGV[1] .. 'O:' .. owner)
+    if blob and #rows < most then
+      rows[#rows + 1] = {owner, blob, redis.call('ZCOUNT', ARGV[1] .. 'OT:' .. owner, '(' .. t, '+inf')}
+    end
+    from = '(' .. owner .. '!'
+  end
+  if #found < most then break end
+end
+return rows
 """)
 
 # KEYS: KP K U KI RT A. ARGV: most keys, retention ms, most events. Returns how many keys went.
@@ -306,12 +567,43 @@ redis.call('XTRIM', KEYS[6], 'MAXLEN', ARGV[3])
 return #due
 """)
 
-# KEYS: I, then O of each owner. ARGV: installation id, owner … An index entry lives as long as its owner.
-SWEEP_INSTALLATIONS: Final = Script("""
-for i = 2, #KEYS do
-  local id, owner = ARGV[2 * i - 3], ARGV[2 * i - 2]
-  if redis.call('EXISTS', KEYS[i]) == 0 and redis.call('HGET', KEYS[1], id) == owner then
-    redis.call('HDEL', KEYS[1], id)
+# KEYS: I OI, then O of each owner. ARGV: installation id, owner … An index entry lives as long as its owner.
+SWEEP_INSTALLATIONS: Final = Script(
+    _OWNERS,
+    """
+for i = 3, #KEYS do
+  local id, owner = ARGV[2 * i - 5], ARGV[2 * i - 4]
+  if redis.call('EXISTS', KEYS[i]) == 0 then
+    forget(KEYS[1], KEYS[2], owner)
+    if redis.call('HGET', KEYS[1], id) == owner then redis.call('HDEL', KEYS[1], id) end
+  elseif #members(KEYS[2], owner) == 0 then
+    -- written by a broker that did not keep OI yet
+    redis.call('ZADD', KEYS[2], 0, owner .. ' ' .. id)
+  end
+end
+return 1
+""",
+)
+
+# KEYS: S. ARGV: life in s, then mark, value … A mark that was set again meanwhile stays.
+SWEEP_MARKS: Final = Script("""
+local oldest = now() / 1000 - tonumber(ARGV[1])
+for at = 2, #ARGV, 2 do
+  local set_at = tonumber(string.match(ARGV[at + 1], '^%d+:(%d+)$') or nil)
+  if set_at and set_at < oldest and redis.call('HGET', KEYS[1], ARGV[at]) == ARGV[at + 1] then
+    redis.call('HDEL', KEYS[1], ARGV[at])
+  end
+end
+return 1
+""")
+
+# KEYS: X XE XS, then R of each. ARGV: name of an entry … Nothing can be done for a token that is forgotten.
+SWEEP_OUTBOX: Final = Script("""
+for i, name in ipairs(ARGV) do
+  if redis.call('EXISTS', KEYS[i + 3]) == 0 then
+    redis.call('HDEL', KEYS[1], name)
+    redis.call('ZREM', KEYS[2], name)
+    redis.call('ZREM', KEYS[3], name)
   end
 end
 return 1

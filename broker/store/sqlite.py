@@ -22,16 +22,23 @@ from broker.clock import SystemClock
 from broker.errors import InvalidRequestError, StoreLostError, StoreUnavailableError
 from broker.ports import Clock
 from broker.store.backend import (
+    END_SLACK_S,
+    HOOK_LIFE_S,
     LEASE_MS,
+    MARK_LIFE_S,
     STATE_FIELDS,
     AcquireArgs,
     AcquireReply,
     AuditPage,
     AuditWant,
     CommitArgs,
+    EndArgs,
+    EndReply,
     KeysPage,
     KeyWriteArgs,
+    OutboxEntry,
     OwnerArgs,
+    OwnerRow,
     Row,
     State,
     StoredRow,
@@ -51,6 +58,8 @@ OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
 _SWEEP_ROWS: Final = 500
 _CURSOR: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
+_MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "fuse.sshfs", "fuse.glusterfs", "lustre", "afs"}
 )
@@ -87,7 +96,24 @@ MIGRATIONS: Final = (
     CREATE INDEX audit_key ON audit (key_id, seq);
     CREATE INDEX audit_time ON audit (time);
     """,
+    """
+    CREATE TABLE outbox (sha TEXT NOT NULL, only_ TEXT NOT NULL, note BLOB NOT NULL, expires_at REAL NOT NULL,
+        PRIMARY KEY (sha, only_)) WITHOUT ROWID;
+    CREATE INDEX outbox_expiry ON outbox (expires_at, sha, only_);
+    CREATE TABLE hook_seen (name TEXT PRIMARY KEY, until REAL NOT NULL) WITHOUT ROWID;
+    CREATE INDEX hook_seen_until ON hook_seen (until);
+    CREATE TABLE hook_queue (seq INTEGER PRIMARY KEY AUTOINCREMENT, blob BLOB NOT NULL, at REAL NOT NULL);
+    """,
 )
+
+# Whose tokens an end enumerates, by the kind of its reach; each takes the name that goes with it.
+_REACH: Final = {
+    "": "? IS NULL",
+    "all": "? IS NOT NULL",
+    "o": "owner = ?",
+    "t": "sha = ?",
+    "key": "sha IN (SELECT sha FROM handed WHERE key_id = ?)",
+}
 
 # The string names of the port, by prefix: (table, column of the name, expiry column or None).
 _STRINGS: Final = {
@@ -425,7 +451,8 @@ class SqliteBackend:
                 return "lost"
             if _epoch(db) != epoch:
                 return "stale"
-            if not db.execute("SELECT 1 FROM live WHERE sha = ?", (sha,)).fetchone():
+            row = db.execute("SELECT state FROM live WHERE sha = ?", (sha,)).fetchone()
+            if row is None or row[0] is not None:
                 return "gone"
             done = db.execute("INSERT OR IGNORE INTO handed VALUES (?, ?, ?)", (sha, key_id, now))
             if not done.rowcount:
@@ -643,15 +670,15 @@ class SqliteBackend:
 
         await self._write(job)
 
-    async def write_key(self, args: KeyWriteArgs) -> str:
-        """KEY WRITE."""
+    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+        """KEY WRITE; with ``kill`` also the end of what was handed to the key."""
 
-        def job(db: sqlite3.Connection, now: float) -> str:
+        def job(db: sqlite3.Connection, now: float) -> tuple[str, tuple[str, ...]]:
             if _lost(db, args.store_id):
-                return "lost"
+                return "lost", ()
             row = db.execute("SELECT blob FROM keys WHERE id = ?", (args.key_id,)).fetchone()
             if (row[0] if row else None) != args.expected:
-                return "changed"
+                return "changed", ()
             if row is None:
                 db.execute(
                     "INSERT INTO keys VALUES (?, ?, ?, ?)",
@@ -662,10 +689,15 @@ class SqliteBackend:
                     "UPDATE keys SET blob = ?, purge_at = ? WHERE id = ?",
                     (args.blob, args.purge_at, args.key_id),
                 )
-            if args.narrows:
+            # A hand-out that is on its way must not miss the list: it has to get ``stale``.
+            if args.narrows or args.kill is not None:
                 _raise_epoch(db)
+            shas: tuple[str, ...] = ()
+            if args.kill is not None:
+                shas = _enqueue(db, now, "key", args.key_id, only="", note=args.kill)
+                _stop(db, shas)
             _append(db, now, args.audit)
-            return "ok"
+            return "ok", shas
 
         return await self._write(job)
 
@@ -726,6 +758,11 @@ class SqliteBackend:
             if args.blob is None:
                 db.execute("DELETE FROM owners WHERE owner = ?", (args.owner,))
             else:
+                # A name that was freed does not stand for the installation any more.
+                db.execute(
+                    "UPDATE owners SET installation_id = 0 WHERE installation_id = ? AND owner <> ?",
+                    (args.installation_id, args.owner),
+                )
                 db.execute(
                     "INSERT OR REPLACE INTO owners VALUES (?, ?, ?, ?)",
                     (args.owner, args.blob, args.installation_id, now + OWNER_LIFE_S),
@@ -733,6 +770,170 @@ class SqliteBackend:
             return "ok"
 
         return await self._write(job)
+
+    async def accept(
+        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
+    ) -> str:
+        """Replace an owner's pin, forget its record, end what was issued under the old one."""
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, store_id):
+                return "lost"
+            row = db.execute("SELECT blob FROM names WHERE owner = ?", (owner,)).fetchone()
+            if (row[0] if row else None) != expected_pin:
+                return "changed"
+            _mark(db, now, (f"m:o:{owner}",), _raise_epoch(db))
+            db.execute("UPDATE names SET blob = ? WHERE owner = ?", (pin, owner))
+            db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
+            _append(db, now, audit)
+            return "ok"
+
+        return await self._write(job)
+
+    async def owner_of(self, installation_id: int) -> str | None:
+        """Return the owner whose record has that installation id."""
+
+        def job(db: sqlite3.Connection, now: float) -> str | None:
+            row = db.execute(
+                "SELECT owner FROM owners WHERE installation_id = ? AND until > ? "
+                "ORDER BY until DESC LIMIT 1",
+                (installation_id, now),
+            ).fetchone()
+            return row[0] if row else None
+
+        return await self._query(job)
+
+    async def owners(self, *, cursor: str | None, limit: int) -> tuple[tuple[OwnerRow, ...], str | None]:
+        """Return owners in alphabetical order, and the cursor to go on from.
+
+        Raises:
+            InvalidRequestError: the cursor is not one that this list gave.
+        """
+        if cursor is not None and not _OWNER.fullmatch(cursor):
+            raise InvalidRequestError(public="cursor: not one that this list gave.")
+
+        def job(db: sqlite3.Connection, now: float) -> tuple[tuple[OwnerRow, ...], str | None]:
+            rows = db.execute(
+                "SELECT owner, blob, (SELECT count(*) FROM live WHERE live.owner = owners.owner "
+                "AND expires_at > ? AND state IS NOT 'revoked') "
+                "FROM owners WHERE owner > ? AND until > ? ORDER BY owner LIMIT ?",
+                (now, cursor or "", now, limit + 1),
+            ).fetchall()
+            page = tuple(OwnerRow(*row) for row in rows[:limit])
+            return page, page[-1].owner if len(rows) > limit else None
+
+        return await self._query(job)
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    async def end(self, args: EndArgs) -> EndReply:
+        """END."""
+        kind, _, name = args.reach.partition(":")
+
+        def job(db: sqlite3.Connection, now: float) -> EndReply:
+            if _lost(db, args.store_id):
+                return EndReply("lost")
+            if args.must_exist and not _fields(db, (args.must_exist,)):
+                return EndReply("absent")
+            epoch = _raise_epoch(db)
+            _mark(db, now, args.marks, epoch)
+            _block(db, args.blocks, args.wide)
+            shas = _enqueue(db, now, kind, name, only=args.only, note=args.note)
+            if kind == "t":
+                _stop(db, shas)
+            if args.audit is not None:
+                _append(db, now, args.audit)
+            return EndReply("ok", epoch, shas)
+
+        return await self._write(job)
+
+    async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
+        """Return entries of the outbox, oldest expiry first."""
+
+        def job(db: sqlite3.Connection, now: float) -> tuple[OutboxEntry, ...]:
+            del now
+            if shas is None:
+                names = db.execute(
+                    "SELECT expires_at, sha, only_, note FROM outbox ORDER BY expires_at, sha, only_ LIMIT ?",
+                    (limit,),
+                ).fetchall()
+            else:
+                names = sorted(
+                    row
+                    for sha in dict.fromkeys(shas)
+                    for row in db.execute(
+                        "SELECT expires_at, sha, only_, note FROM outbox WHERE sha = ?", (sha,)
+                    )
+                )[:limit]
+            found: list[OutboxEntry] = []
+            for expires_at, sha, only, note in names:
+                row = db.execute("SELECT owner, scope, blob FROM live WHERE sha = ?", (sha,)).fetchone()
+                owner, scope, blob = row or ("", "", None)
+                found.append(OutboxEntry(sha, only, note, owner, scope, blob, expires_at))
+            return tuple(found)
+
+        return await self._query(job)
+
+    async def settle(self, store_id: bytes, done: Sequence[tuple[str, str, Row | None]]) -> int:
+        """Take entries out of the outbox, each once, with its audit event if it was revoked."""
+
+        def job(db: sqlite3.Connection, now: float) -> int:
+            if _lost(db, store_id):
+                return 0
+            count = 0
+            for sha, only, row in done:
+                gone = db.execute("DELETE FROM outbox WHERE sha = ? AND only_ = ?", (sha, only))
+                if not gone.rowcount:
+                    continue
+                count += 1
+                if row is not None:
+                    _append(db, now, row)
+                    db.execute("UPDATE live SET state = 'revoked' WHERE sha = ?", (sha,))
+            return count
+
+        return await self._write(job)
+
+    # -- webhooks --------------------------------------------------------------------------------
+
+    async def hook(self, store_id: bytes, *, body_sha: str, guid: str, blob: bytes) -> str:
+        """HOOK: dedupe and queue in one step."""
+        names = (f"W:{body_sha}", f"WD:{guid}")
+
+        def job(db: sqlite3.Connection, now: float) -> str:
+            if _lost(db, store_id):
+                return "lost"
+            if db.execute(
+                "SELECT 1 FROM hook_seen WHERE name IN (?, ?) AND until > ?", (*names, now)
+            ).fetchone():
+                return "seen"
+            db.executemany(
+                "INSERT OR REPLACE INTO hook_seen VALUES (?, ?)",
+                [(name, now + HOOK_LIFE_S) for name in names],
+            )
+            db.execute("INSERT INTO hook_queue (blob, at) VALUES (?, ?)", (blob, now))
+            return "ok"
+
+        return await self._write(job)
+
+    async def hooks(self, *, limit: int) -> tuple[tuple[str, bytes], ...]:
+        """Return queued deliveries, oldest first."""
+
+        def job(db: sqlite3.Connection, now: float) -> tuple[tuple[str, bytes], ...]:
+            del now
+            rows = db.execute("SELECT seq, blob FROM hook_queue ORDER BY seq LIMIT ?", (limit,))
+            return tuple((str(seq), blob) for seq, blob in rows)
+
+        return await self._query(job)
+
+    async def hooks_done(self, places: Sequence[str]) -> None:
+        """Take deliveries out of the queue."""
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            del now
+            db.executemany("DELETE FROM hook_queue WHERE seq = ?", [(int(place),) for place in places])
+
+        if places:
+            await self._write(job)
 
     # -- keeping house ---------------------------------------------------------------------------
 
@@ -750,6 +951,7 @@ class SqliteBackend:
                 ("pauses", "name", "until <= ?", now),
                 ("gates", "name", "until <= ?", now),
                 ("budget", "name", "window < ?", int(now) // WINDOW_S - 1),
+                ("hook_seen", "name", "until <= ?", now),
                 ("keys", "id", "purge_at <= ?", now),
                 ("audit", "seq", "time <= ?", now - self._retention_s),
             ):
@@ -765,6 +967,8 @@ class SqliteBackend:
                 (self._max_events,),
             )
             db.execute("DELETE FROM key_use WHERE id NOT IN (SELECT id FROM keys)")
+            db.execute("DELETE FROM outbox WHERE sha NOT IN (SELECT sha FROM live)")
+            _unmark(db, now - MARK_LIFE_S)
             return full or done.rowcount == _SWEEP_ROWS
 
         more = True
@@ -825,8 +1029,78 @@ def _epoch(db: sqlite3.Connection) -> int:
 
 def _raise_epoch(db: sqlite3.Connection) -> int:
     epoch = _epoch(db) + 1
-    db.execute("UPDATE state SET value = ? WHERE name = 'epoch'", (b"%d" % epoch,))
+    db.execute("INSERT OR REPLACE INTO state VALUES ('epoch', ?)", (b"%d" % epoch,))
     return epoch
+
+
+def _mark(db: sqlite3.Connection, now: float, names: Iterable[str], epoch: int) -> None:
+    mark = b"%d:%d" % (epoch, now)
+    db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", [(name, mark) for name in names])
+
+
+def _unmark(db: sqlite3.Connection, oldest: float) -> None:
+    """Delete marks set before ``oldest``; one that cannot be read stays."""
+    rows = db.execute("SELECT name, value FROM state WHERE name GLOB 'm:*' OR name GLOB 'f:o:*'").fetchall()
+    for name, value in rows:
+        found = _MARK.fullmatch(value)
+        if found and int(found[1]) < oldest:
+            db.execute("DELETE FROM state WHERE name = ?", (name,))
+
+
+def _block(db: sqlite3.Connection, blocks: Mapping[str, bytes | None], wide: str) -> None:
+    """Set and delete blocks; ``wide`` counts those of its owner's repositories.
+
+    Raises:
+        StoreUnavailableError: the count is not a number.
+    """
+    counted = f"b:r:{wide.removeprefix('b:w:')}/"
+    change = 0
+    for name, value in blocks.items():
+        there = bool(_fields(db, (name,)))
+        if value is None:
+            db.execute("DELETE FROM state WHERE name = ?", (name,))
+        else:
+            db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+        if name.startswith(counted):
+            change += int(value is not None) - int(there)
+    if not wide:
+        return
+    try:
+        count = int(_fields(db, (wide,)).get(wide, b"0")) + change
+    except ValueError:
+        raise StoreUnavailableError("SQLite: the number of blocks is not a number") from None
+    if count > 0:
+        db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (wide, b"%d" % count))
+    else:
+        db.execute("DELETE FROM state WHERE name = ?", (wide,))
+
+
+def _enqueue(
+    db: sqlite3.Connection, now: float, kind: str, name: str, *, only: str, note: bytes
+) -> tuple[str, ...]:
+    """Put the live tokens of a reach into the outbox; return their hashes."""
+    condition = f"{_REACH[kind]} AND expires_at >= ? AND state IS NOT 'revoked'"
+    values = (name, now - END_SLACK_S)
+    rows = db.execute(
+        f"SELECT sha, expires_at FROM live WHERE {condition} ORDER BY expires_at",  # noqa: S608 - constants
+        values,
+    ).fetchall()
+    db.executemany(
+        "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?)",
+        [(sha, only, note, expires_at) for sha, expires_at in rows],
+    )
+    return tuple(sha for sha, _ in rows)
+
+
+def _stop(db: sqlite3.Connection, shas: Sequence[str]) -> None:
+    """HAND calls the tokens gone, and they leave the cache (newer ones of the same scope stay)."""
+    names = [(sha,) for sha in shas]
+    db.executemany("UPDATE live SET state = 'ended' WHERE sha = ?", names)
+    db.executemany(
+        "DELETE FROM tokens WHERE scope = (SELECT scope FROM live WHERE sha = ?1) "
+        "AND blob = (SELECT blob FROM live WHERE sha = ?1)",
+        names,
+    )
 
 
 def _highest(db: sqlite3.Connection, names: Sequence[str]) -> int:

@@ -1,24 +1,62 @@
 """OpenAPI 3.1, made from the same models that check the requests; pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from broker.ports import Event
 from broker.web.errors import TITLES
 from broker.web.wire import (
+    AuditAnswer,
+    BlockAnswer,
+    BlockBody,
+    BlocksAnswer,
+    InstallationAnswer,
+    InstallationsAnswer,
     KeyAnswer,
+    KeyBody,
+    KeyPatch,
+    KeysAnswer,
+    NewKeyAnswer,
+    NoBody,
     ProblemAnswer,
     ReadyAnswer,
     RepositoriesAnswer,
+    RevocationAnswer,
+    RevocationBody,
+    RotateBody,
+    SyncAnswer,
     TokenAnswer,
     TokenBody,
 )
 
 _REF: Final = "#/components/schemas/{model}"
-_MODELS: Final = (KeyAnswer, ProblemAnswer, ReadyAnswer, RepositoriesAnswer, TokenAnswer, TokenBody)
+_MODELS: Final[tuple[type[BaseModel], ...]] = (
+    AuditAnswer,
+    BlockAnswer,
+    BlockBody,
+    BlocksAnswer,
+    InstallationAnswer,
+    InstallationsAnswer,
+    KeyAnswer,
+    KeyBody,
+    KeyPatch,
+    KeysAnswer,
+    NewKeyAnswer,
+    NoBody,
+    ProblemAnswer,
+    ReadyAnswer,
+    RepositoriesAnswer,
+    RevocationAnswer,
+    RevocationBody,
+    RotateBody,
+    SyncAnswer,
+    TokenAnswer,
+    TokenBody,
+)
 
 
 def _content(model: type[BaseModel], kind: str = "application/json") -> dict[str, Any]:
@@ -38,25 +76,32 @@ def _problems(*statuses: int) -> dict[str, Any]:
 def _operation(
     name: str,
     summary: str,
-    answer: type[BaseModel],
+    answer: type[BaseModel] | None,
     problems: tuple[int, ...],
     *,
+    status: int = 200,
     body: type[BaseModel] | None = None,
+    body_required: bool = True,
+    path: Sequence[str] = (),
     query: Mapping[str, Mapping[str, Any]] | None = None,
     public: bool = False,
 ) -> dict[str, Any]:
+    done = {"description": "done"} | ({} if answer is None else {"content": _content(answer)})
     operation: dict[str, Any] = {
         "operationId": name,
         "summary": summary,
-        "responses": {"200": {"description": "done", "content": _content(answer)}, **_problems(*problems)},
+        "responses": {str(status): done, **_problems(*problems)},
     }
     if body is not None:
-        operation["requestBody"] = {"required": True, "content": _content(body)}
-    if query:
-        operation["parameters"] = [
-            {"name": key, "in": "query", "required": False, "schema": dict(schema)}
-            for key, schema in query.items()
-        ]
+        operation["requestBody"] = {"required": body_required, "content": _content(body)}
+    parameters = [
+        {"name": key, "in": "path", "required": True, "schema": {"type": "string"}} for key in path
+    ] + [
+        {"name": key, "in": "query", "required": False, "schema": dict(schema)}
+        for key, schema in (query or {}).items()
+    ]
+    if parameters:
+        operation["parameters"] = parameters
     if public:
         operation["security"] = []
     return operation
@@ -66,6 +111,122 @@ _PAGE: Final[Mapping[str, Mapping[str, Any]]] = {
     "cursor": {"type": "string"},
     "limit": {"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
 }
+
+
+_READ: Final = (401, 403, 422, 429, 503)
+_WRITE: Final = (400, 401, 403, 413, 415, 422, 429, 503)
+_AUDIT: Final[Mapping[str, Mapping[str, Any]]] = {
+    "key": {"type": "string", "description": "a key's id"},
+    "repository": {"type": "string", "description": "`owner/repo`"},
+    "event": {"type": "string", "enum": [str(event) for event in Event]},
+    "request_id": {"type": "string"},
+    "since": {"type": "string", "format": "date-time"},
+    "until": {"type": "string", "format": "date-time", "description": "not included"},
+    "order": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+    **_PAGE,
+}
+
+
+def _admin_paths() -> dict[str, Any]:
+    return {
+        "/v1/admin/keys": {
+            "get": _operation("listKeys", "Keys, oldest first", KeysAnswer, _READ, query=_PAGE),
+            "post": _operation(
+                "createKey", "A new key, shown this one time", NewKeyAnswer, _WRITE, status=201, body=KeyBody
+            ),
+        },
+        "/v1/admin/keys/{id}": {
+            "get": _operation("showKey", "A key's record", KeyAnswer, (*_READ, 404), path=("id",)),
+            "patch": _operation(
+                "changeKey",
+                "Change what a key may do, at once and on every replica",
+                KeyAnswer,
+                (*_WRITE, 404, 409),
+                body=KeyPatch,
+                path=("id",),
+            ),
+            "delete": _operation(
+                "revokeKey",
+                "End a key, at once and on every replica; with `revoke` also every live token it was handed",
+                RevocationAnswer,
+                (*_READ, 404, 409),
+                path=("id",),
+                query={"tokens": {"type": "string", "enum": ["keep", "revoke"], "default": "keep"}},
+            ),
+        },
+        "/v1/admin/keys/{id}/rotate": {
+            "post": _operation(
+                "rotateKey",
+                "A new key of the same policy; the old one ends, at once or after the overlap",
+                NewKeyAnswer,
+                (*_WRITE, 404, 409),
+                status=201,
+                body=RotateBody,
+                body_required=False,
+                path=("id",),
+            )
+        },
+        "/v1/admin/revocations": {
+            "post": _operation(
+                "revoke",
+                "End every live token in reach, at once here and within seconds at GitHub",
+                RevocationAnswer,
+                (*_WRITE, 404),
+                body=RevocationBody,
+            )
+        },
+        "/v1/admin/blocks": {
+            "get": _operation("listBlocks", "What is blocked", BlocksAnswer, _READ, query=_PAGE)
+        },
+        "/v1/admin/blocks/{owner}": _block_methods("Owner", ("owner",)),
+        "/v1/admin/blocks/{owner}/{repo}": _block_methods("Repository", ("owner", "repo")),
+        "/v1/admin/installations": {
+            "get": _operation(
+                "listInstallations", "Where the app is installed", InstallationsAnswer, _READ, query=_PAGE
+            )
+        },
+        "/v1/admin/installations/sync": {
+            "post": _operation(
+                "syncInstallations",
+                "Read the installations from GitHub again",
+                SyncAnswer,
+                (*_WRITE, 502, 504),
+                body=NoBody,
+                body_required=False,
+            )
+        },
+        "/v1/admin/owners/{owner}/accept": {
+            "post": _operation(
+                "acceptOwner",
+                "Accept that another account has an owner's name now",
+                InstallationAnswer,
+                (*_WRITE, 404, 409),
+                body=NoBody,
+                body_required=False,
+                path=("owner",),
+            )
+        },
+        "/v1/admin/audit": {
+            "get": _operation(
+                "listEvents", "What was issued, refused and changed", AuditAnswer, _READ, query=_AUDIT
+            )
+        },
+    }
+
+
+def _block_methods(what: str, path: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "put": _operation(
+            f"block{what}",
+            "Forbid all tokens that reach it, and end those that live",
+            RevocationAnswer,
+            _WRITE,
+            body=BlockBody,
+            path=path,
+        ),
+        "get": _operation(f"show{what}Block", "A block", BlockAnswer, (*_READ, 404), path=path),
+        "delete": _operation(f"unblock{what}", "Lift a block", None, (*_READ, 404), status=204, path=path),
+    }
 
 
 def document() -> dict[str, Any]:
@@ -108,6 +269,7 @@ def document() -> dict[str, Any]:
             "/v1/whoami": {
                 "get": _operation("whoAmI", "The caller's own record", KeyAnswer, (401, 422, 429, 503))
             },
+            **_admin_paths(),
             "/livez": {"get": _operation("live", "The process answers", ReadyAnswer, (), public=True)},
             "/readyz": {
                 "get": _operation("ready", "State of the parts", ReadyAnswer, (), public=True)

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -20,6 +20,8 @@ from broker.errors import (
 MAX_BODY: Final = 64 * 1024
 MAX_MIN_TTL_S: Final = 3300
 MAX_PAGE: Final = 200
+MAX_OVERLAP_S: Final = 7 * 86400
+MAX_ID: Final = 2**53 - 1
 _LIMIT: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _BEARER: Final = b"bearer "
 
@@ -98,6 +100,199 @@ class KeyAnswer(_Strict):
     rate_limit_per_minute: int | None
 
 
+Patterns = Annotated[
+    list[Annotated[str, Field(max_length=200)]],
+    Field(
+        max_length=1000,
+        description="`owner/repo`, `owner/*`, `owner/prefix-*` or `*/*`",
+        examples=[["acme/*"]],
+    ),
+]
+Permissions = Annotated[
+    dict[str, str],
+    Field(description="the most that it may ask for; the only level is `read`"),
+]
+Expiry = Annotated[
+    str | None,
+    Field(max_length=40, description="RFC 3339, null for never", examples=["2026-11-22T10:00:00Z"]),
+]
+RateLimit = Annotated[
+    int | None, Field(ge=1, le=1_000_000, description="requests a minute, null for no limit")
+]
+Name = Annotated[str, Field(min_length=1, max_length=200, description="what or who it is for")]
+Reason = Annotated[str, Field(min_length=1, max_length=200, description="why; for the audit")]
+
+
+class KeyBody(_Strict):
+    """``POST /v1/admin/keys``. Only an admin key may have no repositories."""
+
+    name: Name
+    repositories: Patterns = []
+    role: Literal["caller", "admin"] = "caller"
+    permissions: Permissions = {}
+    expires_at: Expiry = None
+    rate_limit_per_minute: RateLimit = None
+
+
+class KeyPatch(_Strict):
+    """``PATCH /v1/admin/keys/{id}``: what is left out stays; at least one field."""
+
+    name: Name = ""
+    repositories: Patterns = []
+    permissions: Permissions = {}
+    expires_at: Expiry = None
+    rate_limit_per_minute: RateLimit = None
+
+
+class RotateBody(_Strict):
+    """``POST /v1/admin/keys/{id}/rotate``."""
+
+    overlap_seconds: Annotated[
+        int, Field(ge=0, le=MAX_OVERLAP_S, description="for so long the old key works as well")
+    ] = 0
+
+
+class RevocationBody(_Strict):
+    """``POST /v1/admin/revocations``: exactly one of what is to be revoked, and why."""
+
+    repository: Annotated[str, Field(max_length=200, examples=["acme/widgets"])] = ""
+    owner: Annotated[str, Field(max_length=100, examples=["acme"])] = ""
+    installation_id: Annotated[int, Field(ge=1, le=MAX_ID)] = 0
+    token_sha256: Annotated[
+        str, Field(max_length=44, description="base64 of the token's SHA-256, GitHub's `hashed_token`")
+    ] = ""
+    all: Annotated[bool, Field(description="`true`: every live token")] = False
+    reason: Reason
+
+
+class BlockBody(_Strict):
+    """``PUT /v1/admin/blocks/{owner}[/{repo}]``."""
+
+    reason: Reason
+
+
+class NoBody(_Strict):
+    """Nothing: an empty body, or an empty object."""
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A key's record, and the key itself this one time."""
+
+    key: str
+
+
+class KeysAnswer(_Strict):
+    """A page of keys, in order of their creation."""
+
+    keys: list[KeyAnswer]
+    next_cursor: str | None
+
+
+class RemainingAnswer(_Strict):
+    """A token that still lives."""
+
+    token_sha256: str
+    expires_at: str
+
+
+class RevocationAnswer(_Strict):
+    """What became of the tokens in reach; those that remain are worked off until dead or expired."""
+
+    revoked: int
+    failed: int
+    pending: int
+    remaining: Annotated[list[RemainingAnswer], Field(description="at most 100")]
+
+
+class BlockAnswer(_Strict):
+    """A block of an owner, or of one repository."""
+
+    owner: str
+    repository: Annotated[str | None, Field(description="`owner/repo`; null for the whole owner")]
+    by: str
+    reason: str
+    created_at: str
+
+
+class BlocksAnswer(_Strict):
+    """A page of blocks: owners first, then repositories, in order of their names."""
+
+    blocks: list[BlockAnswer]
+    next_cursor: str | None
+
+
+class AppAnswer(_Strict):
+    """The app."""
+
+    id: int
+    slug: str
+
+
+class InstallationAnswer(_Strict):
+    """The app on one owner, as GitHub last told."""
+
+    id: int
+    app: Annotated[AppAnswer | None, Field(description="null until GitHub has told who the app is")]
+    owner: str
+    account_id: int
+    repository_selection: str
+    suspended: bool
+    permissions: Annotated[dict[str, str], Field(description="what the owner granted")]
+    live_tokens: Annotated[int | None, Field(description="null where they are not counted")]
+    checked_at: str
+    foreign: Annotated[bool, Field(description="another account than the one first seen under this name")]
+    blocked_reason: Annotated[str | None, Field(description="null if tokens are issued")]
+
+
+class InstallationsAnswer(_Strict):
+    """A page of installations, in order of their owners' names."""
+
+    installations: list[InstallationAnswer]
+    next_cursor: str | None
+
+
+class SyncAnswer(_Strict):
+    """How many installations were found to be what."""
+
+    unchanged: int
+    added: int
+    changed: int
+    removed: int
+
+
+class EventAnswer(BaseModel):
+    """An audit event; which further fields it has depends on what happened."""
+
+    id: str
+    time: str
+    event: str
+    request_id: str | None = None
+    key_id: str | None = None
+    key_name: str | None = None
+    owner: str | None = None
+    client_ip: str | None = None
+    repositories: list[str] | None = None
+    permissions: dict[str, str] | None = None
+    installation_id: int | None = None
+    token_sha256: str | None = None
+    expires_at: str | None = None
+    cached: bool | None = None
+    count: int | None = None
+    code: str | None = None
+    reason: str | None = None
+
+
+class AuditAnswer(_Strict):
+    """A page of audit events; it may be short and still have a cursor.
+
+    With `order=asc` the cursor is there even on the last page, for following: no events and the cursor
+    that was given mean that nothing is new.
+    """
+
+    events: list[EventAnswer]
+    next_cursor: str | None
+
+
 class ReadyAnswer(_Strict):
     """What the background knows of the parts."""
 
@@ -156,6 +351,18 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
             raise PayloadTooLargeError
         chunks.append(chunk)
     return b"".join(chunks)
+
+
+async def read_optional_body(request: Request) -> bytes:
+    """Return the body of a call that needs none: an empty object if there is none.
+
+    Raises:
+        PayloadTooLargeError, UnsupportedMediaTypeError: as ``read_body``.
+    """
+    headers = request.headers
+    if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
+        return b"{}"
+    return await read_body(request)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PAGE_SIZE = 100
 OK = 200
+CREATED = 201
+NO_CONTENT = 204
+TOO_MANY_REQUESTS = 429
 
 
 class Broker:
@@ -58,27 +61,73 @@ class Broker:
         """
         return self._call("POST", path, json.dumps(document).encode())
 
-    def pages(self, path: str, noun: str) -> Iterator[dict[str, object]]:
+    def change(
+        self, method: str, path: str, document: Mapping[str, object] | None, *, status: int = OK
+    ) -> dict[str, object]:
+        """As `post`, with another method; an answer without content (204) is an empty object.
+
+        Raises:
+            BrokerCliError: any of its kinds, with a text for the user.
+        """
+        body = None if document is None else json.dumps(document).encode()
+        return self._call(method, path, body, status=status)
+
+    def post_once(self, path: str, document: Mapping[str, object], *, doubt: str) -> dict[str, object]:
+        """As `post`, for what creates something: sent again only if that can't have been done.
+
+        Args:
+            path: below the broker's address.
+            document: what to send.
+            doubt: what the user is told if it may have been done all the same.
+
+        Raises:
+            BrokerCliError: any of its kinds, with a text for the user.
+        """
+        return self._call("POST", path, json.dumps(document).encode(), status=CREATED, doubt=doubt)
+
+    def pages(self, path: str, noun: str, *, size: int = PAGE_SIZE) -> Iterator[dict[str, object]]:
         """Yield the entries of a list, following its cursor to the end.
 
         Raises:
             BrokerCliError: any of its kinds; some entries may have been yielded before.
         """
-        from urllib.parse import quote  # noqa: PLC0415
-
-        query, seen = f"?limit={PAGE_SIZE}", set[str]()
+        cursor: str | None = None
+        seen = set[str]()
         while True:
-            page = self.get(f"{path}{query}")
-            entries, cursor = page.get(noun), page.get("next_cursor")
-            if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-                raise self.unexpected(f"no list of {noun}")
+            entries, cursor = self.page(path, noun, {"limit": str(size)}, cursor)
             yield from entries
             if cursor is None:
                 return
-            if not isinstance(cursor, str) or not cursor or cursor in seen or not cursor.isprintable():
+            if cursor in seen:
                 raise self.unexpected("a cursor that leads nowhere")
             seen.add(cursor)
-            query = f"?limit={PAGE_SIZE}&cursor={quote(cursor, safe='')}"
+
+    def page(
+        self, path: str, noun: str, query: Mapping[str, str], cursor: str | None
+    ) -> tuple[list[dict[str, object]], str | None]:
+        """Return the entries of one page and the cursor to the next.
+
+        Raises:
+            BrokerCliError: any of its kinds, with a text for the user.
+        """
+        from urllib.parse import quote, urlencode  # noqa: PLC0415
+
+        values = {**query} if cursor is None else {**query, "cursor": cursor}
+        page = self.get(f"{path}?{urlencode(values, safe='', quote_via=quote)}")
+        entries, following = page.get(noun), page.get("next_cursor")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise self.unexpected(f"no list of {noun}")
+        if following is not None and (
+            not isinstance(following, str) or not following or not following.isprintable()
+        ):
+            raise self.unexpected("a cursor that leads nowhere")
+        return entries, following
+
+    def renew(self) -> None:
+        """Begin anew, for commands that go on for long: all the time there is, another connection."""
+        self._transport.close()
+        self._transport = Transport(self._settings)
+        self._deadline = time.monotonic() + self._settings.timeout_s
 
     def unexpected(self, what: str) -> UnreachableError:
         """Return the error for an answer of 200 that is not as promised."""
@@ -88,13 +137,20 @@ class Broker:
             f" and that client and broker are of one version [HTTP {OK}, request id {self._request_id}]"
         )
 
-    def _call(self, method: str, path: str, body: bytes | None) -> dict[str, object]:
+    def _call(
+        self, method: str, path: str, body: bytes | None, *, status: int = OK, doubt: str | None = None
+    ) -> dict[str, object]:
         """Return the object of the first answer that counts."""
-        reply = self._exchange(method, path, body)
-        if reply.status != OK:
+        reply = self._exchange(method, path, body, doubt)
+        if reply.status != status:
             from broker_cli.refusals import problem_of  # noqa: PLC0415
 
-            raise problem_of(reply, self._settings, self._request_id)
+            error = problem_of(reply, self._settings, self._request_id)
+            if doubt is not None and isinstance(error, UnreachableError):
+                raise UnreachableError(f"{error}; {doubt}")
+            raise error
+        if status == NO_CONTENT:
+            return {}
         try:
             document = json.loads(reply.body)
         except (ValueError, RecursionError):
@@ -103,8 +159,11 @@ class Broker:
             raise self.unexpected("it is no JSON object")
         return document
 
-    def _exchange(self, method: str, path: str, body: bytes | None) -> Reply:
-        """Return the first reply that is not transient; raise once there is no time for another try."""
+    def _exchange(self, method: str, path: str, body: bytes | None, doubt: str | None) -> Reply:
+        """Return the first reply that is not transient; raise once there is no time for another try.
+
+        With a doubt, raise as well once the broker may have done what it was asked for.
+        """
         headers = self._headers(body)
         failures = 0
         while True:
@@ -116,6 +175,7 @@ class Broker:
                 reply = self._transport.exchange(method, path, headers=headers, body=body, limit_s=limit_s)
             except TransientError as error:
                 failure: UnreachableError | TransientError = error
+                done = not error.unsent
                 self._trace(f"{method} {path}: {error} ({time.monotonic() - started:.3f} s)")
             else:
                 self._trace(f"{method} {path}: HTTP {reply.status} ({time.monotonic() - started:.3f} s)")
@@ -126,6 +186,9 @@ class Broker:
 
                 failure = UnreachableError(str(problem_of(reply, self._settings, self._request_id)))
                 asked_s = retry_after_s(reply.headers)
+                done = reply.status != TOO_MANY_REQUESTS
+            if doubt is not None and done:
+                raise UnreachableError(f"{failure}; {doubt}")
             failures += 1
             left_s = self._deadline - time.monotonic()
             wait_s = pause_s(failures=failures, asked_s=asked_s, left_s=left_s)

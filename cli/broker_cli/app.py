@@ -13,6 +13,7 @@ cli = LazyGroup(
     lazy={
         "github": "broker_cli.commands.github:github",
         "whoami": "broker_cli.commands.whoami:whoami",
+        "admin": "broker_cli.commands.admin:admin",
     },
     help="""Short-lived, read-only GitHub tokens from your own broker.
 

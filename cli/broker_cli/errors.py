@@ -31,3 +31,5 @@ class UnreachableError(BrokerCliError):
 
 class TransientError(UnreachableError):
     """A failure of one try that may be gone at the next."""
+
+    unsent = False

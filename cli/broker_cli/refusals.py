@@ -30,6 +30,8 @@ NEXT_STEPS = {
     "method_not_allowed": "check BROKER_API_URL, and that client and broker are of one version",
 }
 
+NO_SUCH_PATH = "There is nothing here."
+
 
 def problem_of(reply: Reply, settings: Settings, request_id: str) -> BrokerCliError:
     """Return the error for a reply that is no success.
@@ -49,7 +51,9 @@ def problem_of(reply: Reply, settings: Settings, request_id: str) -> BrokerCliEr
             f" {_sentence(text)}; check that the key is for this broker, or ask its admin for a new one"
         )
     else:
-        step = NEXT_STEPS.get(code, "")
+        # A thing that is not there is told by name; a path that is not there hints at a wrong address.
+        named = code == "not_found" and text != NO_SUCH_PATH
+        step = "" if named else NEXT_STEPS.get(code, "")
         text = _sentence(text) + (f"; {step.format(key_id=settings.key.id)}" if step else "")
     text = f"{text} [{_facts(reply, problem, request_id)}]"
     if status == 401:  # noqa: PLR2004

@@ -38,6 +38,7 @@ class Transport:
         self._connection: http.client.HTTPConnection | None = None
         self._tls: ssl.SSLContext | None = None
         self._abandoned = False
+        self._sent = False
 
     def exchange(
         self, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None, limit_s: float
@@ -52,7 +53,8 @@ class Transport:
             limit_s: seconds for the whole of it, name look-up and slow trickles included.
 
         Raises:
-            TransientError: no connection, no answer in time, an answer cut off.
+            TransientError: no connection, no answer in time, an answer cut off; `unsent` tells whether the
+                broker can't have seen the request.
             UnreachableError: it can't work at the next try either.
             UsageError: the CA file or the proxy is no good.
         """
@@ -72,7 +74,12 @@ class Transport:
                 self.close()
                 raise
 
-        return self._translated(lambda: self._within(limit_s, attempt))
+        self._sent = False
+        try:
+            return self._translated(lambda: self._within(limit_s, attempt))
+        except TransientError as error:
+            error.unsent = not self._sent and not self._abandoned
+            raise
 
     def close(self) -> None:
         """Close the connection; the next exchange opens another."""
@@ -87,6 +94,7 @@ class Transport:
         from http.client import IncompleteRead  # noqa: PLC0415
 
         connection = self._connected(limit_s)
+        self._sent = True
         connection.request(method, target, body=body, headers=dict(headers))
         response = connection.getresponse()
         content = response.read(MAX_BODY_BYTES + 1)

@@ -104,7 +104,7 @@ class FakeBroker:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815 - the library's names
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 - the library's names
 
         class Server(ThreadingHTTPServer):
             def get_request(self) -> Any:

@@ -8,10 +8,12 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import RedisServer, certificate, proxy, running, until
 from test_backend import ID, SCOPE, SHA, acquiring, committing, keying, mint, owning, row, started
+from test_ending import NOTE, ending, mint_some
 
 from broker.errors import InvalidRequestError, SettingsError, StoreUnavailableError
 from broker.model import Secret
@@ -54,6 +56,12 @@ async def unavailable(call: Awaitable[object], *, within_s: float = 1.5) -> str:
         await call
     assert time.monotonic() - begin < within_s
     return str(caught.value)
+
+
+async def accepting(backend: RedisBackend) -> str:
+    return await backend.accept(
+        store_id=ID, owner="acme", expected_pin=b"sealed pin", pin=b"new", audit=row("owner.accepted")
+    )
 
 
 async def eventually(call: Callable[[], Awaitable[object]], *, seconds: float = 10) -> None:
@@ -176,8 +184,12 @@ async def test_lost_data_shows_in_every_read_and_stops_every_write(
             await backend.hand(store_id=ID, epoch=view.epoch, sha=SHA, key_id="a", audit=row("token.issued"))
             == "lost"
         )
-        assert await backend.write_key(keying()) == "lost"
+        assert await backend.write_key(keying()) == ("lost", ())
         assert await backend.put_owner(owning()) == "lost"
+        assert (await backend.end(ending(reach="all"))).verdict == "lost"
+        assert await backend.settle(ID, [(SHA, "", None)]) == 0
+        assert await backend.hook(ID, body_sha="b", guid="g", blob=b"x") == "lost"
+        assert await accepting(backend) == "lost"
         assert not await backend.append(ID, [row()])
         assert not (await backend.lease(ID, "job:x", "n"))[0]
         assert not await backend.add_wraps(ID, {"dk:1:ee": b"x"})
@@ -201,6 +213,8 @@ async def test_everything_lies_in_one_slot_and_live_tokens_outlast_their_expiry(
     await backend.pause("app", 10)
     await backend.gate(SCOPE, 10)
     await backend.take("key-1:rate", chunk=1, limit=1)
+    await backend.end(ending(marks=("m:o:acme",), reach="all"))
+    await backend.hook(ID, body_sha="b", guid="g", blob=b"x")
     names = redis_server.ask("KEYS", "*").split(b"\r\n")[2::2]
     names = [name for name in names if name]
     tag = b"{ghtb:only}:"
@@ -225,13 +239,24 @@ async def test_everything_lies_in_one_slot_and_live_tokens_outlast_their_expiry(
         "G",
         "B",
         "A",
+        "OI",
+        "X",
+        "XE",
+        "XS",
+        "W",
+        "WD",
+        "WQ",
     }
     for name in (f"R:{SHA}", "RT", "OT:acme", "KT:a"):
         left_ms = int(redis_server.ask("PTTL", tag + name.encode())[1:])
         assert 3600_000 < left_ms <= 4200_000
     assert 0 < int(redis_server.ask("PTTL", tag + f"T:{SCOPE}".encode())[1:]) <= 3600_000
+    for name in ("W:b", "WD:g"):
+        left_ms = int(redis_server.ask("PTTL", tag + name.encode())[1:])
+        assert 7.9 * 86400_000 < left_ms <= 8 * 86400_000
     immortal = {name for name in names if redis_server.ask("PTTL", name).startswith(b":-1")}
-    assert immortal == {tag + name for name in (b"S", b"K", b"KI", b"KP", b"U", b"N", b"I", b"A")}
+    expected = "S K KI KP U N I A OI X XE XS WQ"
+    assert immortal == {tag + name.encode() for name in expected.split()}
 
 
 async def test_the_installation_index_lives_as_long_as_its_owners(
@@ -248,9 +273,112 @@ async def test_the_installation_index_lives_as_long_as_its_owners(
         assert done == "ok"
     for number in range(0, 500, 2):
         redis_server.ask("DEL", f"{{ghtb:{prefix}}}:O:owner-{number}")
+    # Expired owners are nobody's, swept or not; pages pass over them.
+    assert await backend.owner_of(2) is None
+    rows, cursor = await backend.owners(cursor=None, limit=100)
+    assert (len(rows), cursor) == (100, rows[-1].owner)
+    assert [each.owner for each in rows] == sorted(f"owner-{number}" for number in range(1, 500, 2))[:100]
+    # One that a broker wrote which kept no list of owners yet.
+    redis_server.ask("ZREM", f"{{ghtb:{prefix}}}:OI", "owner-3 3")
+    # One whose installation went to another name.
+    await backend.lease(ID, "o:renamed", "nonce-1")
+    assert await backend.put_owner(owning(owner="renamed", lease="o:renamed", installation_id=5)) == "ok"
+    redis_server.ask("DEL", f"{{ghtb:{prefix}}}:O:owner-5")
     await backend.sweep()
     assert redis_server.ask("HLEN", f"{{ghtb:{prefix}}}:I") == b":250\r\n"
+    assert redis_server.ask("ZCARD", f"{{ghtb:{prefix}}}:OI") == b":250\r\n"
     assert redis_server.ask("HGET", f"{{ghtb:{prefix}}}:I", "3") == b"$7\r\nowner-3\r\n"
+    assert await backend.owner_of(5) == "renamed"
+    assert "owner-3" in [each.owner for each in (await backend.owners(cursor=None, limit=500))[0]]
+
+
+async def test_an_outbox_entry_whose_token_is_forgotten_says_so_and_is_swept(
+    redis_server: RedisServer, connect: Connect
+) -> None:
+    prefix = uuid.uuid4().hex
+    backend = await connect(f"{redis_server.url}?prefix={prefix}")
+    await started(backend)
+    await mint_some(backend, *(f"{number:03}" for number in range(500)))
+    await backend.end(ending(reach="all"))
+    await backend.end(ending(reach="t:sha-000", only="acme/app"))
+    for number in range(0, 500, 2):
+        redis_server.ask("DEL", f"{{ghtb:{prefix}}}:R:sha-{number:03}")
+    (gone,) = await backend.outbox(["sha-002"], limit=9)
+    assert (gone.blob, gone.owner, gone.scope, gone.note) == (None, "", "", NOTE)
+    assert abs(gone.expires_at - time.time() - 3600) < 30
+    # It may be settled as revoked all the same, and does not come back to life by that.
+    assert await backend.settle(ID, [("sha-002", "", row("token.revoked"))]) == 1
+    assert redis_server.ask("EXISTS", f"{{ghtb:{prefix}}}:R:sha-002") == b":0\r\n"
+    await backend.sweep()
+    left = await backend.outbox(None, limit=1000)
+    assert sorted(entry.sha for entry in left) == [f"sha-{number:03}" for number in range(1, 500, 2)]
+    for name in ("X", "XE", "XS"):
+        count = "HLEN" if name == "X" else "ZCARD"
+        assert redis_server.ask(count, f"{{ghtb:{prefix}}}:{name}") == b":250\r\n"
+
+
+async def test_a_mark_that_is_set_again_while_the_sweep_looks_stays(
+    redis_server: RedisServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{redis_server.url}?prefix={uuid.uuid4().hex}"
+    one, two = await connect(url), await connect(url)
+    await started(one, **{"m:all": b"3:1700000000", "m:o:acme": b"3:1700000000"})
+    ask = one._list
+
+    async def slow(*command: Any) -> Any:
+        reply = await ask(*command)
+        if command[0] == "HSCAN" and command[1].endswith(":S"):
+            await two.end(ending(marks=("m:all",)))
+        return reply
+
+    monkeypatch.setattr(one, "_list", slow)
+    await one.sweep()
+    state = await two.load()
+    assert state.fields["m:all"].startswith(b"8:")
+    assert "m:o:acme" not in state.fields
+
+
+async def test_an_accepted_owner_leaves_the_indexes(redis_server: RedisServer, connect: Connect) -> None:
+    prefix = uuid.uuid4().hex
+    backend = await connect(f"{redis_server.url}?prefix={prefix}")
+    await started(backend)
+    await backend.lease(ID, "o:acme", "nonce-1")
+    assert await backend.put_owner(owning()) == "ok"
+    assert await accepting(backend) == "ok"
+    for name in ("O:acme", "I", "OI"):
+        assert redis_server.ask("EXISTS", f"{{ghtb:{prefix}}}:{name}") == b":0\r\n"
+
+
+async def test_a_revoked_token_leaves_the_indexes(redis_server: RedisServer, connect: Connect) -> None:
+    prefix = uuid.uuid4().hex
+    backend = await connect(f"{redis_server.url}?prefix={prefix}")
+    await started(backend)
+    await mint(backend)
+    await backend.end(ending(reach="all"))
+    await backend.settle(ID, [(SHA, "", row("token.revoked"))])
+    tag = f"{{ghtb:{prefix}}}:"
+    for name in ("RT", "OT:acme", "X", "XE", "XS"):
+        assert redis_server.ask("EXISTS", tag + name) == b":0\r\n"
+    assert redis_server.ask("HGET", f"{tag}R:{SHA}", "x") == b"$7\r\nrevoked\r\n"
+
+
+@pytest.mark.parametrize(("field", "value"), [("epoch", "x"), ("b:w:acme", "many")])
+async def test_an_end_that_cannot_count_does_nothing(
+    redis_server: RedisServer, connect: Connect, field: str, value: str
+) -> None:
+    prefix = uuid.uuid4().hex
+    backend = await connect(f"{redis_server.url}?prefix={prefix}")
+    await started(backend)
+    await mint(backend)
+    redis_server.ask("HSET", f"{{ghtb:{prefix}}}:S", field, value)
+    before = await backend.load()
+    blocks = {"b:r:acme/app": b"sealed"}
+    assert "is not a number" in await unavailable(
+        backend.end(ending(blocks=blocks, wide="b:w:acme", reach="all"))
+    )
+    assert await backend.load() == before
+    assert await backend.outbox(None, limit=9) == ()
+    assert len((await backend.audit(AuditWant())).rows) == 1
 
 
 async def test_brokers_with_other_prefixes_do_not_meet(redis_server: RedisServer, connect: Connect) -> None:
@@ -300,8 +428,8 @@ async def test_forgotten_scripts_are_sent_again(redis_server: RedisServer, conne
         *(backend.take("a", chunk=1, limit=100) for _ in range(10)),
         *(backend.write_key(keying(key_id=f"k{number}")) for number in range(10)),
     )
-    assert done[10:] == ["ok"] * 10
-    assert [granted for granted, _ in done[:10]] == [1] * 10  # type: ignore[misc]
+    assert done[10:] == [("ok", ())] * 10
+    assert [granted for granted, _ in done[:10]] == [1] * 10
 
 
 # -- down, frozen, back --------------------------------------------------------------------------
@@ -591,13 +719,22 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
         backend = await connect(f"{primary.url}?wait=1")
         await started(backend)
-        assert await backend.write_key(keying()) == "ok"
+        assert await backend.write_key(keying()) == ("ok", ())
         replica.kill()
         assert "replicas must confirm" in await unavailable(backend.write_key(keying(key_id="key-2")))
         # What is no decision does not wait for them.
         assert await backend.gate("g", 10)
         assert (await backend.acquire(acquiring())).verdict == "lead"
         assert "replicas must confirm" in await unavailable(backend.commit(committing()))
+        for decision in (
+            backend.end(ending(reach="all")),
+            backend.write_key(keying(expected=b"sealed key", kill=b"note")),
+            backend.settle(ID, [(SHA, "", row("token.revoked"))]),
+            backend.hook(ID, body_sha="b", guid="g", blob=b"x"),
+        ):
+            assert "replicas must confirm" in await unavailable(decision, within_s=2.5)
+        assert len(await backend.hooks(limit=9)) == 1
+        assert (await backend.read(Want(fields=("m:all",)))).fields["m:all"].startswith(b"8:")
         # The write stands and may be repeated.
         assert (await backend.read(Want(keys=("key-2",)))).keys["key-2"] == b"sealed key"
 
