@@ -1,6 +1,7 @@
 """The product around an emulated GitHub: real service processes, or the real app inside the test's loop."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import rsa
 from servers import free_port
 
 from broker import settings as broker_settings
@@ -268,12 +270,18 @@ def unknown_key() -> str:
     return generate()[0].reveal()
 
 
+@functools.cache
+def _private_key() -> rsa.RSAPrivateKey:
+    """Return one key for all worlds of a run: making one takes longer than most tests."""
+    return rsa.generate_private_key(65537, 2048)
+
+
 @contextmanager
 def world_in(folder: Path, *, api_prefix: str = "", git: bool = False) -> Iterator[World]:
     """Run an emulated GitHub and stop every service that the test started."""
     with EmulatedGitHub() as github:
         app = github.add_app(permissions={"contents": "read", "metadata": "read", "issues": "write"})
-        world = World(folder, github, app, app.new_private_key())
+        world = World(folder, github, app, app.new_private_key(_private_key()))
         for name in ("widgets", "gadgets"):
             github.add_repository(f"acme/{name}", create_git=git)
         github.add_repository("stranger/secrets")

@@ -527,6 +527,8 @@ class SealedStore:
         )
         if verdict == "lost":
             raise self._lost()
+        if verdict == "ok":
+            self.remember_version(record)  # whoever wrote the newer one knows that the older is old
         return verdict == "ok"
 
     async def find_key(self, key_id: str) -> KeyEntry | None:

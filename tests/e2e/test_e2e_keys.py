@@ -44,7 +44,16 @@ def test_the_command_keys(any_world: World) -> None:
     assert re.fullmatch(keys.PATTERN, key)
     admin = world.key(admin=True)
     dated = world.command(
-        "keys", "create", "--name", "dated", "--repository", "acme/widgets", "--expires-in", "1s", "--rate-limit", "5"
+        "keys",
+        "create",
+        "--name",
+        "dated",
+        "--repository",
+        "acme/widgets",
+        "--expires-in",
+        "1s",
+        "--rate-limit",
+        "5",
     )
     assert (dated.returncode, dated.stderr) == (0, "")
     assert re.fullmatch(keys.PATTERN + r"\n", dated.stdout)

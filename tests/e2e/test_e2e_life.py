@@ -146,7 +146,10 @@ def test_a_port_that_is_taken(world: World) -> None:
 
 def test_settings_that_are_wrong_stop_the_start(world: World) -> None:
     done = world.command(
-        "serve", BROKER_STORE_URL="mysql://x", BROKER_GITHUB_PRIVATE_KEY="nonsense", BROKER_PORT=str(free_port())
+        "serve",
+        BROKER_STORE_URL="mysql://x",
+        BROKER_GITHUB_PRIVATE_KEY="nonsense",
+        BROKER_PORT=str(free_port()),
     )
     assert done.returncode == 2
     assert done.stdout == ""
