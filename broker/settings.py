@@ -190,7 +190,9 @@ class Settings(BaseSettings):
         except ValueError:
             fine = False
         if not fine:
-            raise ValueError("write http://host:port or https://host:port, with user:password@ if it needs them")
+            raise ValueError(
+                "write http://host:port or https://host:port, with user:password@ if it needs them"
+            )
         return value
 
     @field_validator("trusted_proxies")

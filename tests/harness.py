@@ -20,11 +20,12 @@ from servers import free_port
 
 from broker import settings as broker_settings
 from broker.access.keys import generate
-from broker.build import Broker, build, build_app
+from broker.build import Broker, build, build_app, build_backend, build_keks
 from broker.issuing.keys import KeyPolicy, KeyRegister
 from broker.model import Role
 from broker.ports import Clock
 from broker.sandbox.github import EmulatedApp, EmulatedGitHub, EmulatedInstallation, RunningGitHub
+from broker.store.sealed import SealedStore
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 BYTECODE = Path(__file__).parent.parent / ".pytest_cache" / "bytecode"
@@ -190,6 +191,23 @@ class World:
         done = self.command(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    async def quick_key(self, *patterns: str) -> str:
+        """Return a new caller's key, made in this process: for tests that are not about the command."""
+        settings = self.settings()
+        store = SealedStore(build_backend(settings), build_keks(settings))
+        await store.open()
+        try:
+            policy = KeyPolicy.parse(
+                name="test",
+                role=Role.CALLER,
+                repositories=patterns,
+                permissions=None,
+                rate_limit_per_minute=None,
+            )
+            return (await KeyRegister(store).create(policy, by="test", expires_in_s=None))[0].reveal()
+        finally:
+            await store.close()
 
     def client(self, service: Service, key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``broker-cli …`` against a service."""

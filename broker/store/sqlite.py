@@ -114,6 +114,7 @@ class _Thread:
         self._jobs = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._connection: sqlite3.Connection | None = None
+        self._running: tuple[asyncio.Future[Any], ...] = ()
         name = "sqlite-reader" if read_only else "sqlite-writer"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -123,11 +124,16 @@ class _Thread:
         self._jobs.put((future, job))
         return future
 
-    def interrupt(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(sqlite3.ProgrammingError):
-                connection.interrupt()
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        """Interrupt the job of ``future`` if it runs; a read that has not begun is not begun."""
+        future.add_done_callback(_retrieve)
+        if future in self._running:
+            connection = self._connection
+            if connection is not None:
+                with contextlib.suppress(sqlite3.ProgrammingError):
+                    connection.interrupt()
+        elif self._read_only:
+            future.cancel()
 
     async def stop(self) -> None:
         self._jobs.put(None)
@@ -172,12 +178,17 @@ class _Thread:
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
         """Run jobs in one transaction; each answer holds only if the transaction committed."""
         done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        self._running = tuple(future for future, _ in work)
         try:
             if self._connection is None:
                 self._connection = self._open()
             connection = self._connection
             connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
             for future, job in work:
+                if self._read_only:
+                    if future.cancelled():
+                        continue  # nobody waits for it any more
+                    self._running = (future,)
                 connection.execute("SAVEPOINT verb")
                 try:
                     done.append((future, job(connection), None))
@@ -194,6 +205,8 @@ class _Thread:
                     self._connection.close()
                 self._connection = None
             return [(future, None, error) for future, _ in work]
+        finally:
+            self._running = ()
         return done
 
     def _tell(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
@@ -316,9 +329,12 @@ class SqliteBackend:
         future = thread.submit(lambda connection: job(connection, self._clock.now()))
         try:
             return await asyncio.wait_for(asyncio.shield(future), deadline_s)
+        except asyncio.CancelledError:
+            if not writes:  # nobody waits for what is read; what was asked to be written is written
+                thread.give_up(future)
+            raise
         except TimeoutError as error:
-            future.add_done_callback(_retrieve)
-            thread.interrupt()
+            thread.give_up(future)
             raise StoreUnavailableError("the SQLite store did not answer in time") from error
         except sqlite3.Error as error:
             raise StoreUnavailableError(f"SQLite: {error}") from error

@@ -68,7 +68,9 @@ def judge(world: World, key_name: str, body: Any, status: int) -> None:
             assert sent["repositories"]
             for name in sent["repositories"]:
                 assert "/" not in name
-                assert any(fnmatchcase(owner, left) and fnmatchcase(name.lower(), right) for left, right in patterns)
+                assert any(
+                    fnmatchcase(owner, left) and fnmatchcase(name.lower(), right) for left, right in patterns
+                )
         else:
             assert isinstance(body, dict)
             assert body["owner"].lower() == owner
@@ -103,7 +105,11 @@ async def test_every_mint_is_explicit(tmp_path: Path, kind: str) -> None:
     drawn: list[tuple[str, Any]] = []
 
     @settings(
-        max_examples=80, database=None, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False
+        max_examples=80,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=False,
     )
     @given(st.sampled_from(sorted(PATTERNS)), strategy)
     def collect(name: str, body: Any) -> None:
@@ -127,9 +133,9 @@ async def test_every_mint_is_explicit(tmp_path: Path, kind: str) -> None:
                     if answer["repositories"] is None:
                         assert reached is None
                     else:
-                        assert {world.github.repositories[number].full_name for number in reached or ()} == set(
-                            answer["repositories"]
-                        )
+                        assert {
+                            world.github.repositories[number].full_name for number in reached or ()
+                        } == set(answer["repositories"])
     if kind in {"valid", "wide"}:
         assert 200 in statuses
 

@@ -3,14 +3,13 @@
 import asyncio
 import base64
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from harness import Service, World, bearer, clean_environment, unknown_key
+from harness import Service, World, bearer, unknown_key
 from redis import Redis
 from servers import RedisServer
 
@@ -115,6 +114,7 @@ async def test_dump_of_store_logs_and_process_list(
     await _nothing_is_found(store, world, request, tmp_path, quoting=False)
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
     reason="`reason` of an audit event repeats GitHub's words unredacted: issuing/tokens, minting",
@@ -158,9 +158,9 @@ async def _nothing_is_found(
         service.wait_ready()
     keys = {
         "key": world.key("acme/*", permissions=("contents", "issues")),
-        "narrow key": world.key("acme/gadgets"),
-        "stranger's key": world.key("stranger/*"),
-        "revoked key": world.key("acme/*"),
+        "narrow key": await world.quick_key("acme/gadgets"),
+        "stranger's key": await world.quick_key("stranger/*"),
+        "revoked key": await world.quick_key("acme/*"),
     }
     keys["unknown key"] = unknown_key()
     for what, key in keys.items():
@@ -178,8 +178,7 @@ async def _nothing_is_found(
     for service in started:
         assert service.process is not None
         for process in _with_children(service.process.pid):
-            command_line = Path(f"/proc/{process}/cmdline").read_bytes()
-            assert secrets.in_(command_line) == []
+            assert secrets.in_(_command_line(process)) == []
     for refusal in answers:
         assert secrets.in_(refusal) == [], refusal
     for done in listings:
@@ -277,12 +276,13 @@ async def _attack(http: httpx.AsyncClient, service: Service, key: str, answers: 
         answer = await http.get(service.url + path, headers=bearer(key))
         assert 400 <= answer.status_code < 500, path
         answers.append(answer.content)
+    head = f"POST /v1/github/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     for raw in (
         f"GET /{key} HTTP/9.9\r\n\r\n",
         f"{key}\r\n\r\n",
-        f"POST /v1/github/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: zz\r\n\r\n",
-        f"POST /v1/github/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n{key}\r\n\r\n",
-        f"POST /v1/github/token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Length: 50\r\n\r\n{{",
+        f"{head}Content-Length: zz\r\n\r\n",
+        f"{head}{key}\r\n\r\n",
+        f"{head}Content-Length: 50\r\n\r\n{{",
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
         writer.write(raw.encode())
@@ -320,6 +320,8 @@ async def _github_misbehaves(
             ),
         )
     ):
+        if number % 2 != place:
+            continue  # each service, and so each form of log, gets half of them: some take seconds
         name = f"acme/odd-{place}-{number}"
         world.github.add_repository(name)
         world.github.faults.add(fault)
@@ -327,6 +329,10 @@ async def _github_misbehaves(
         assert status in {200, 403, 404, 422, 502, 503, 504}, (number, status)
         world.github.faults.clear()
     world.github.faults.clear()
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 def _with_children(pid: int) -> list[int]:

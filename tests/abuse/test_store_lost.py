@@ -23,7 +23,17 @@ def empty(*tables: str) -> Callable[[World], None]:
     def do(world: World) -> None:
         db = database(world)
         db.execute("PRAGMA foreign_keys=OFF")
-        for table in tables or ("state", "key_state", "keys", "tokens", "live", "handed", "owners", "names", "leases"):
+        for table in tables or (
+            "state",
+            "key_state",
+            "keys",
+            "tokens",
+            "live",
+            "handed",
+            "owners",
+            "names",
+            "leases",
+        ):
             db.execute(f"DELETE FROM {table}")
         db.close()
 

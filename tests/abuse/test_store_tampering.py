@@ -81,7 +81,18 @@ def spoil(blob: bytes, how: str) -> bytes:
     }[how]
 
 
-HOWS = ["cut", "cut to the header", "empty", "longer", "first bit", "key number", "nonce", "text", "tag", "zeros"]
+HOWS = [
+    "cut",
+    "cut to the header",
+    "empty",
+    "longer",
+    "first bit",
+    "key number",
+    "nonce",
+    "text",
+    "tag",
+    "zeros",
+]
 
 
 async def scope_ids(app: Inside, world: World, key: str, *names: str) -> list[str]:
@@ -107,14 +118,18 @@ async def test_tokens_swapped_between_scopes(world: World, caplog: pytest.LogCap
             assert verdict(answer) == OK
             assert answer.json()["repositories"] == [name]
             minted = world.github.tokens[answer.json()["token"]]
-            assert [world.github.repositories[number].full_name for number in minted.repositories or ()] == [name]
+            assert [world.github.repositories[number].full_name for number in minted.repositories or ()] == [
+                name
+            ]
         assert world.github.count("mint") == mints + 2
         assert "stored token refused" in caplog.text
         db.close()
 
 
 @pytest.mark.parametrize("how", HOWS)
-async def test_a_spoilt_token_is_minted_anew(world: World, how: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_spoilt_token_is_minted_anew(
+    world: World, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with world.inside() as app:
         key = await app.key("acme/*")
         first = (await app.token(key, "acme/widgets")).json()["token"]

@@ -72,7 +72,9 @@ async def test_what_an_issue_says(any_world: World) -> None:
         assert (created["key_id"], created["key_name"]) == (key[5:17], "test")
 
 
-async def test_repeated_hand_outs_are_one_record_and_a_count(any_world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_repeated_hand_outs_are_one_record_and_a_count(
+    any_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "broker.audit")
     async with any_world.inside() as app:
         key, other = await app.key("acme/*"), await app.key("acme/*")

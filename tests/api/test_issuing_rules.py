@@ -60,7 +60,10 @@ async def test_an_implicit_read_permission_is_taken_if_it_is_named(world: World)
         assert verdict(answer) == OK
         assert answer.json()["permissions"] == {"contents": "read", "issues": "read", "metadata": "read"}
         world.github.over_grant_permissions = {"issues": "write"}
-        assert verdict(await app.token(await app.key("acme/*"), "acme/gadgets")) == (502, "github_unavailable")
+        assert verdict(await app.token(await app.key("acme/*"), "acme/gadgets")) == (
+            502,
+            "github_unavailable",
+        )
 
 
 # -- rule 2: how long a token has to live --------------------------------------------------------------

@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
             self._done.set()
 
     def _ends(self) -> bool:
-        head, found, body = self._buffer.partition(b"\r\n\r\n")
+        head, found, _ = self._buffer.partition(b"\r\n\r\n")
         if not found:
             return False
         for line in head.split(b"\r\n"):

@@ -60,7 +60,7 @@ def on_sqlite(path: str, fields: Sequence[str], key_id: str, strings: Sequence[s
     now = time.time()
     while (at := time.perf_counter()) - begin < seconds:
         db.execute("BEGIN")
-        db.execute(f"SELECT name, value FROM state WHERE name IN ({marks})", fields).fetchall()
+        db.execute(f"SELECT name, value FROM state WHERE name IN ({marks})", fields).fetchall()  # noqa: S608 - marks only
         db.execute("SELECT value FROM key_state WHERE name = '!'").fetchone()
         key = db.execute("SELECT id, blob FROM keys WHERE id = ?", (key_id,)).fetchone()
         token = db.execute(

@@ -46,9 +46,9 @@ def write_plot(table: Table, path: Path) -> None:
     longest = max((value for _, value in bars), default=1.0) or 1.0
     height = 50 + len(bars) * (BAR + GAP)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 90}" height="{height}" '
-        'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>',
-        f'<text x="10" y="22" font-size="14">{escape(table.title)}: {escape(table.bar)}</text>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 90}" height="{height}">',
+        '<style>text { font: 12px sans-serif }</style><rect width="100%" height="100%" fill="white"/>',
+        f'<text x="10" y="22">{escape(table.title)}: {escape(table.bar)}</text>',
     ]
     for place, (name, value) in enumerate(bars):
         top = 40 + place * (BAR + GAP)

@@ -33,7 +33,7 @@ class Size:
     @classmethod
     def tiny(cls) -> "Size":
         return cls(
-            rounds=1, round_s=0.1, connections=(1,), cold_scopes=2, github_s=0.05, client_runs=2, scopes=10
+            rounds=1, round_s=0.1, connections=(1,), cold_scopes=1, github_s=0.05, client_runs=1, scopes=5
         )
 
 

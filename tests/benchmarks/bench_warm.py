@@ -1,5 +1,6 @@
 """Warm requests a second and their latency, beside a bare ASGI hello and the raw store read."""
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -35,7 +36,7 @@ def warm(folder: Path, size: Size) -> Table:
         for store in STORES:
             world = stack.enter_context(world_on(store, folder))
             service = service_on(world)
-            key = world.key("acme/*")
+            key = asyncio.run(world.quick_key("acme/*"))
             for _ in range(2):
                 answer = httpx.post(
                     f"{service.url}/v1/github/token",
@@ -89,7 +90,8 @@ def _table(found: Found, size: Size) -> Table:
             middle([one["p99_ms"] / other["p99_ms"] for one, other in zip(rounds, hello, strict=True)]),
         )
     table.notes.append(
-        f"{size.rounds} interleaved rounds of {size.round_s:g} s, medians; server on one core, load on the other"
+        f"{size.rounds} interleaved rounds of {size.round_s:g} s, medians; "
+        "server on one core, load on the other"
     )
     table.notes.append("raw read: one connection, one read after the other, without a server around it")
     return table

@@ -52,12 +52,16 @@ def test_secrets_are_taken_out(name: str) -> None:
         assert core not in redact(around.replace("{}", text))
 
 
-@pytest.mark.parametrize("text", ["acme/widgets", "https://github.com/acme/widgets", "a:b@c", "key id 0Aa1Bb2Cc3Dd"])
+@pytest.mark.parametrize(
+    "text", ["acme/widgets", "https://github.com/acme/widgets", "a:b@c", "key id 0Aa1Bb2Cc3Dd"]
+)
 def test_the_rest_stays(text: str) -> None:
     assert redact(text) == text
 
 
-def record(message: str, *arguments: object, error: BaseException | None = None, **extra: Any) -> logging.LogRecord:
+def record(
+    message: str, *arguments: object, error: BaseException | None = None, **extra: Any
+) -> logging.LogRecord:
     info = (type(error), error, error.__traceback__) if error else None
     made = logging.LogRecord("broker.x", logging.INFO, "f", 1, message, arguments, info)
     made.__dict__.update(extra)

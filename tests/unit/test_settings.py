@@ -115,7 +115,12 @@ def test_the_defaults_are_the_contracts() -> None:
 @pytest.mark.parametrize(
     ("name", "text", "field", "value"),
     [
-        ("GITHUB_API_URL", "https://ghe.example.com/api/v3/", "github_api_url", "https://ghe.example.com/api/v3"),
+        (
+            "GITHUB_API_URL",
+            "https://ghe.example.com/api/v3/",
+            "github_api_url",
+            "https://ghe.example.com/api/v3",
+        ),
         ("GITHUB_URL", "https://GHE.example.com", "github_host", "ghe.example.com"),
         ("GITHUB_URL", "http://127.0.0.1:8081", "github_host", "127.0.0.1:8081"),
         ("TRUSTED_PROXIES", "10.0.0.0/8, ::1/128", "trusted_proxies", ("10.0.0.0/8", "::1/128")),
@@ -244,8 +249,12 @@ CORES = st.text("abcdefXYZ0189+/=-_:@[]?#%,.{}$' \"\\", min_size=12, max_size=60
 
 
 @pytest.mark.parametrize("name", SECRET_FIELDS)
-@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(core=CORES, before=st.sampled_from(["", "redis://:", "sqlite:///", "https://u:", "-----BEGIN ", "ghbk_"]))
+@hypothesis_settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    core=CORES, before=st.sampled_from(["", "redis://:", "sqlite:///", "https://u:", "-----BEGIN ", "ghbk_"])
+)
 @example(core="https://u:ｈunter2hunter2@exa℀mple.com", before="")
 def test_no_secret_is_ever_said(name: str, core: str, before: str) -> None:
     text = before + core

@@ -25,9 +25,7 @@ class Counter:
 
 
 def caller(limit: int | None) -> ApiKeyRecord:
-    return ApiKeyRecord(
-        "AAAAAAAAAAAA", "00", "n", Role.CALLER, (), (), 0, "t", rate_limit_per_minute=limit
-    )
+    return ApiKeyRecord("AAAAAAAAAAAA", "00", "n", Role.CALLER, (), (), 0, "t", rate_limit_per_minute=limit)
 
 
 async def passes(limiter: RateLimiter, limit: int, tries: int) -> int:

@@ -125,9 +125,7 @@ def test_every_repository_of_a_scope_must_be_covered(
 ) -> None:
     expected = all(any(model_allows(pattern, owner, name) for pattern in patterns) for name in names)
     try:
-        authorize(
-            record(*patterns), scope(*(f"{owner}/{name}" for name in names)), allowed_owners=None
-        )
+        authorize(record(*patterns), scope(*(f"{owner}/{name}" for name in names)), allowed_owners=None)
         allowed = True
     except ForbiddenError:
         allowed = False

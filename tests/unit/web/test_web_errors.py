@@ -83,7 +83,9 @@ def test_status_where_a_code_has_two(kind: type[BrokerError], status: int) -> No
     assert status_of(kind()) == status
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (59.9, "60")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (59.9, "60")]
+)
 def test_retry_after_is_whole_seconds_and_never_zero(seconds: float, shown: str) -> None:
     _, headers, _ = problem(errors.RateLimitedError(retry_after_s=seconds), "r")
     assert headers["retry-after"] == shown
