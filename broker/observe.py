@@ -8,26 +8,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-_REDACTIONS: Final = (
-    # As keys.PATTERN, but also one that was cut short: 42 of 43 characters are a secret too.
-    (re.compile(r"ghbk_[0-9A-Za-z]{12}_[0-9A-Za-z]+"), "ghbk_[redacted]"),
-    # No length or alphabet of a GitHub token is promised; today's hold dots, dashes and underscores.
-    (re.compile(r"gh[a-z]_[A-Za-z0-9._-]{20,}"), "ghs_[redacted]"),
-    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "[redacted JWT]"),
-    (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-        ),
-        "[redacted key]",
-    ),
-    (
-        re.compile(
-            r"(?i)\b(authorization|proxy-authorization)(['\"]?\s*[:=,]\s*(?:b?['\"])?)\S+(?:\s+[^\s'\",]+)?"
-        ),
-        r"\1\2[redacted]",
-    ),
-    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s]+@"), r"\1[redacted]@"),
-)
+from broker.redaction import redact
+
 _SUSPICIOUS: Final = re.compile(r"gh[a-z]+_|eyJ|PRIVATE KEY|://|authorization", re.IGNORECASE)
 """Every redaction needs one of these: a line without any is not looked at twice."""
 
@@ -41,13 +23,6 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 
-def redact(text: str) -> str:
-    """Return ``text`` without anything that looks like a secret of this product."""
-    for pattern, instead in _REDACTIONS:
-        text = pattern.sub(instead, text)
-    return text
-
-
 def _redacted(value: object) -> object:
     """Return what JSON can hold of ``value``, every text in it redacted before it is escaped."""
     if value is None or isinstance(value, (bool, int, float)):
@@ -57,11 +32,6 @@ def _redacted(value: object) -> object:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redacted(held) for held in value]
     return redact(str(value))
-
-
-def holds_secret(text: str) -> bool:
-    """Return whether something in ``text`` looks like a secret of this product."""
-    return redact(text) != text
 
 
 class _Formatter(logging.Formatter):

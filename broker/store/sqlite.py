@@ -413,8 +413,9 @@ class SqliteBackend:
                 table, column, value, until = _STRINGS[prefix]
                 rows = _select(
                     db,
-                    f"SELECT {column}, {value} FROM {table} WHERE {until} > {now!r} AND {column} IN ",  # noqa: S608
+                    f"SELECT {column}, {value} FROM {table} WHERE {until} > ? AND {column} IN ",  # noqa: S608
                     tuple(names),
+                    now,
                 )
                 found.update((f"{prefix}:{name}", blob) for name, blob in rows.items())
             return View(
@@ -823,14 +824,16 @@ def _fields(db: sqlite3.Connection, names: Sequence[str]) -> dict[str, bytes]:
     return _select(db, "SELECT name, value FROM state WHERE name IN ", names)
 
 
-def _select(db: sqlite3.Connection, statement: str, names: Sequence[str]) -> dict[str, bytes]:
+def _select(
+    db: sqlite3.Connection, statement: str, names: Sequence[str], *before: object
+) -> dict[str, bytes]:
     """Run ``statement`` with an IN list, padded to few lengths so that prepared statements are reused."""
     found: dict[str, bytes] = {}
     for start in range(0, len(names), 512):
         part = names[start : start + 512]
         size = 1 << (len(part) - 1).bit_length()
         padded = (*part, *[part[-1]] * (size - len(part)))
-        found.update(db.execute(f"{statement} ({','.join('?' * size)})", padded))
+        found.update(db.execute(f"{statement} ({','.join('?' * size)})", (*before, *padded)))
     return found
 
 

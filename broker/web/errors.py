@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from broker import errors
 from broker.errors import BrokerError
-from broker.observe import redact
+from broker.redaction import redact
 
 _STATUS: Final[dict[type[BrokerError], int]] = {
     errors.RequestError: 400,

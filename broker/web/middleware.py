@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
-from broker.observe import holds_secret
+from broker.redaction import holds_secret
 from broker.web.errors import new_request_id, problem
 
 _log = logging.getLogger(__name__)

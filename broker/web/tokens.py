@@ -11,7 +11,7 @@ from broker.errors import BrokerError, InvalidRequestError, UnknownHostError
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, Origin, TokenRequest
 from broker.model import ApiKeyRecord, RepositoryName, Scope, parse_owner, parse_permissions
-from broker.observe import holds_secret
+from broker.redaction import holds_secret
 from broker.web.wire import (
     TokenBody,
     page_limit,

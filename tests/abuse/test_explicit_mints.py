@@ -1,4 +1,4 @@
-"""Whatever is asked for, what leaves for GitHub names its repositories and permissions, read only, in policy."""
+"""Whatever is asked for: what leaves for GitHub names repositories and read permissions, within policy."""
 
 import json
 from fnmatch import fnmatchcase
@@ -17,8 +17,10 @@ PATTERNS = {
     "all": ("*/*",),
 }
 REPOSITORIES = st.sampled_from(
-    ["acme/widgets", "ACME/Widgets", "acme/gadgets", "acme/nothing", "stranger/secrets", "acme/*", "*/*", "acme/..",
-     "acme/widgets.git", "widgets", "", "acme/widgets\n", "acme/wıdgets"]
+    [
+        "acme/widgets", "ACME/Widgets", "acme/gadgets", "acme/nothing", "stranger/secrets", "acme/*", "*/*",
+        "acme/..", "acme/widgets.git", "widgets", "", "acme/widgets\n", "acme/w\u0131dgets",
+    ]
 )  # fmt: skip
 SCRAPS = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 4000) | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -83,10 +85,7 @@ def judge(world: World, key_name: str, body: Any, status: int) -> None:
 
 
 async def send(app: Inside, key: str, body: Any) -> tuple[int, Any]:
-    if isinstance(body, bytes):
-        content = body
-    else:
-        content = json.dumps(body).encode()
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
     answer = await app.http.post(
         "/v1/github/token", content=content, headers={**bearer(key), "content-type": "application/json"}
     )

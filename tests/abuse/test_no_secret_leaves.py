@@ -114,11 +114,6 @@ async def test_dump_of_store_logs_and_process_list(
     await _nothing_is_found(store, world, request, tmp_path, quoting=False)
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    reason="`reason` of an audit event repeats GitHub's words unredacted: issuing/tokens, minting",
-)
 async def test_dump_after_a_github_that_quotes_secrets(
     world: World, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

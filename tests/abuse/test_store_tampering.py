@@ -1,3 +1,4 @@
+# ruff: noqa: S608 - table names are constants
 """Whoever reads the store gets nothing; whoever writes to it gains no identity (rule 11, HARDENING 21)."""
 
 import base64

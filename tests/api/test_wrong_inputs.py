@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table of wrong inputs
 """Wrong inputs: each has the contract's code and status, and nothing is minted for any of them."""
 
 import json
@@ -48,13 +49,13 @@ def values(wrong: Any) -> dict[str, Any]:
 CASES: dict[str, Wrong] = {
     # -- names
     **{
-        f"name {text!r:.40}": Wrong(INVALID, names(text), detail="repositories" if not text else "")
+        f"name {text!r}": Wrong(INVALID, names(text), detail="repositories" if not text else "")
         for text in (
             "", "acme", "acme/", "/widgets", "acme/widgets/x", "acme//widgets", "acme/widgets.git", "acme/x.WIKI",
             "acme/.", "acme/..", "acme/../stranger/secrets", "acme/%2e%2e", "acme/wid gets", " acme/widgets",
             "acme/widgets\n", "acme/widgets\x00", "-acme/widgets", "acme_/widgets", "a_b_c/widgets", "acmé/widgets",
-            "acme/wıdgets", "a" * 40 + "/x", "acme/" + "x" * 101, "acme/*", "*/*", "acme/widgets?x=1",
-            "acme/widgets#a", "https://github.com/acme/widgets", "acme\\widgets", "acme／widgets", "acme/\ud800",
+            "acme/w\u0131dgets", "a" * 40 + "/x", "acme/" + "x" * 101, "acme/*", "*/*", "acme/widgets?x=1",
+            "acme/widgets#a", "https://github.com/acme/widgets", "acme\\widgets", "acme\uff0fwidgets", "acme/\ud800",
         )
     },
     **{
@@ -140,8 +141,8 @@ CASES: dict[str, Wrong] = {
     "host without its port": Wrong((404, "unknown_host"), values({"host": "127.0.0.1"})),
     # -- what is not JSON, or not ours
     **{
-        f"raw {raw[:30]!r}": Wrong(MALFORMED, raw=raw)
-        for raw in (
+        f"raw {number} {raw[:30]!r}": Wrong(MALFORMED, raw=raw)
+        for number, raw in enumerate((
             b"",
             b" ",
             b"null",
@@ -169,7 +170,7 @@ CASES: dict[str, Wrong] = {
             b'{"a":' * 10_000,
             b'{"repositories": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
             b"repositories=acme/widgets",
-        )
+        ))
     },
     "a float beyond all": Wrong(INVALID, raw=b'{"repositories": ["acme/widgets"], "min_ttl": 1e400}'),
     # -- headers
@@ -195,7 +196,7 @@ CASES: dict[str, Wrong] = {
     # -- who asks
     "no key": Wrong(NO_KEY, GOOD, key=None),
     **{
-        f"Authorization: {text:.40}": Wrong(NO_KEY, GOOD, key=None, headers=(("authorization", text),))
+        f"Authorization: {text}": Wrong(NO_KEY, GOOD, key=None, headers=(("authorization", text),))
         for text in (
             "", "Bearer", "Bearer ", ME, f"Basic {ME}", f"Token {ME}", f"Bearer  x{ME}", f"Bearer {ME},{ME}",
             f"Bearer {ME} {ME}", f"Bearer{ME}", "Bearer ghbk_short", "Bearer é",
@@ -288,7 +289,7 @@ async def test_wrong_inputs(world: World) -> None:
             "<forged>": body + checksum(body),
             "<mistyped>": key[:-1] + ("0" if key[-1] != "0" else "1"),
         }
-        assert len(CASES) > 150
+        assert len(CASES) > 200
         world.github.clear_calls()
         bad = []
         for name, wrong in CASES.items():

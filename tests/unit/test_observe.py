@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.access.keys import generate
-from broker.observe import ConsoleFormatter, JsonFormatter, redact
+from broker.observe import ConsoleFormatter, JsonFormatter
+from broker.redaction import redact
 from broker.sandbox import token_text
 
 JWT = "eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJJdjIzIn0.c2lnbmF0dXJl-_x"
@@ -73,7 +74,7 @@ def record(
 def test_no_way_into_a_log_line(formatter: logging.Formatter, name: str) -> None:
     text, core = SECRETS[name]
     try:
-        raise ValueError(f"it was {text}")
+        raise ValueError(f"it was {text}")  # noqa: TRY301
     except ValueError as error:
         ways = [
             record(text),
@@ -110,7 +111,7 @@ def test_one_event_is_one_line(message: str, value: str) -> None:
 
 def test_control_characters_of_a_traceback_reach_no_terminal() -> None:
     try:
-        raise ValueError("a\x1b[2Jb\rc\u2028d")
+        raise ValueError("a\x1b[2Jb\rc\u2028d")  # noqa: TRY301
     except ValueError:
         made = record("x")
         made.exc_info = sys.exc_info()

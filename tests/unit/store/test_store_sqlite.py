@@ -111,7 +111,7 @@ async def test_one_verb_that_fails_undoes_no_other(backend: SqliteBackend) -> No
     gate = threading.Event()
     writer = backend._writer
     assert writer is not None
-    waiting = writer.submit(lambda db: gate.wait(5))
+    waiting = writer.submit(lambda _: gate.wait(5))
     tasks = [
         asyncio.create_task(one)
         for one in (
