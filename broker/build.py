@@ -91,8 +91,12 @@ def sqlite_path(url: str) -> Path:
     Raises:
         SettingsError: it is no such URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "sqlite" or parts.netloc or len(parts.path) < 2 or parts.query:  # noqa: PLR2004
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may hold the value
+        parts = urlsplit("")
+    named = parts.path.startswith("/") and len(parts.path) > 1
+    if parts.scheme != "sqlite" or parts.netloc or not named or parts.query:
         known = "sqlite:///FILE (sqlite:////FILE for an absolute path), redis://, redis+sentinel://"
         raise SettingsError([f"BROKER_STORE_URL: write {known} or redis+cluster:// (rediss for TLS)"])
     return Path(parts.path[1:])

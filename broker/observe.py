@@ -8,26 +8,13 @@ import traceback
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from broker.access import keys
+from broker.redaction import redact
 
-_REDACTIONS: Final = (
-    (re.compile(keys.PATTERN), "ghbk_[redacted]"),
-    # No length or alphabet of a GitHub token is promised; today's hold dots, dashes and underscores.
-    (re.compile(r"gh[a-z]_[A-Za-z0-9._-]{20,}"), "ghs_[redacted]"),
-    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "[redacted JWT]"),
-    (
-        re.compile(
-            r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
-        ),
-        "[redacted key]",
-    ),
-    (
-        re.compile(r"(?i)\b(authorization|proxy-authorization)(['\"]?\s*[:=]\s*['\"]?)\S+(?:\s+[^\s'\",]+)?"),
-        r"\1\2[redacted]",
-    ),
-    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@"), r"\1[redacted]@"),
-)
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_SUSPICIOUS: Final = re.compile(r"gh[a-z]+_|eyJ|PRIVATE KEY|://|authorization", re.IGNORECASE)
+"""Every redaction needs one of these: a line without any is not looked at twice."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_IN_TRACE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
@@ -36,28 +23,30 @@ _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {
 }
 
 
-def redact(text: str) -> str:
-    """Return ``text`` without anything that looks like a secret of this product."""
-    for pattern, instead in _REDACTIONS:
-        text = pattern.sub(instead, text)
-    return text
+def _redacted(value: object) -> object:
+    """Return what JSON can hold of ``value``, every text in it redacted before it is escaped."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {redact(str(name)): _redacted(held) for name, held in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_redacted(held) for held in value]
+    return redact(str(value))
 
 
 class _Formatter(logging.Formatter):
-    """Gathers message, fields and traceback, then redacts the finished line."""
+    """Gathers message, fields and traceback; children redact what they show."""
 
     def fields(self, record: logging.LogRecord) -> dict[str, object]:
         extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         audit = extra.pop("audit", None)
-        found: dict[str, object] = {
+        ours: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **extra,
         }
-        if isinstance(audit, dict):
-            found |= audit
+        found = {**ours, **extra, **(audit if isinstance(audit, dict) else {}), **ours}
         if record.exc_info:
             found["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return found
@@ -68,7 +57,9 @@ class JsonFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return redact(json.dumps(self.fields(record), default=str, separators=(",", ":")))
+        found = self.fields(record)
+        line = json.dumps(found, default=str, separators=(",", ":"))
+        return json.dumps(_redacted(found), separators=(",", ":")) if _SUSPICIOUS.search(line) else line
 
 
 class ConsoleFormatter(_Formatter):
@@ -82,8 +73,8 @@ class ConsoleFormatter(_Formatter):
         found.pop("logger")
         found.pop("event", None)
         line = " ".join([head, *(f"{name}={_plain(value)}" for name, value in found.items())])
-        line = _CONTROL.sub(" ", line)
-        return redact(f"{line}\n{trace}" if trace else line)
+        line = _CONTROL.sub(" ", redact(line))
+        return f"{line}\n{_CONTROL_IN_TRACE.sub(' ', redact(str(trace)))}" if trace else line
 
 
 def _plain(value: object) -> str:

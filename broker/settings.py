@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.access import keys
-from broker.errors import BrokerError, SettingsError
+from broker.errors import BrokerError, PrivateKeyError, SettingsError
 from broker.github.private_key import AppPrivateKey, parse_private_keys
 from broker.model import Secret, parse_owner
 
@@ -83,13 +83,16 @@ def _secret_files(environment: Mapping[str, str | None]) -> tuple[dict[str, str]
         texts: list[str] = []
         for part in named.split(","):
             try:
-                texts.append(_read_secret(Path(part.strip())))
+                text = _read_secret(Path(part.strip()))
+                if not text:
+                    problems.append(f"{variable}: {part.strip()} is empty")
+                texts.append(text)
             except (OSError, ValueError) as error:
                 reason = (
                     error.strerror if isinstance(error, OSError) else "it is no text file of a secret's size"
                 )
                 problems.append(f"{variable}: {part.strip()} cannot be read: {reason}")
-        if len(texts) == len(named.split(",")):
+        if all(texts) and len(texts) == len(named.split(",")):
             values[name] = ",".join(texts)
     return values, problems
 
@@ -130,7 +133,7 @@ class Settings(BaseSettings):
     trusted_proxies: Words = ()
     allowed_owners: Words = ()
     mint_budget: int = Field(120, ge=1, le=100_000)
-    audit_retention: Seconds = Field(90 * 86400.0, ge=3600)
+    audit_retention: Seconds = Field(90 * 86400.0, ge=3600, le=3650 * 86400)
     audit_max_events: int = Field(1_000_000, ge=1000)
     accept_implicit_permissions: Words = ()
     request_timeout: Seconds = Field(25.0, ge=1, le=300)
@@ -165,12 +168,32 @@ class Settings(BaseSettings):
     @field_validator("github_api_url", "github_url")
     @classmethod
     def _https(cls, value: str) -> str:
-        parts = urlsplit(value)
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:  # its text may hold the value
+            raise ValueError("write a plain URL such as https://api.github.com") from None
         if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
             raise ValueError("write a plain URL such as https://api.github.com")
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
             raise ValueError("must begin with https:// (http:// only for loopback hosts)")
         return value.rstrip("/")
+
+    @field_validator("proxy_url")
+    @classmethod
+    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value().strip())
+            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError(
+                "write http://host:port or https://host:port, with user:password@ if it needs them"
+            )
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -227,7 +250,12 @@ class Settings(BaseSettings):
         Raises:
             PrivateKeyError: one of them is no RSA key that can sign.
         """
-        return parse_private_keys(self.github_private_key.get_secret_value())
+        text = self.github_private_key.get_secret_value()
+        # The headers of an encrypted PKCS#1 key hold a comma: its refusal is to name the reason.
+        parts = [text] if "Proc-Type" in text else [part for part in text.split(",") if part.strip()]
+        if not parts:
+            raise PrivateKeyError("no key in it")
+        return tuple(dict.fromkeys(key for part in parts for key in parse_private_keys(part)))
 
     def encryption_secrets(self) -> tuple[bytes, ...]:
         """Return the configured encryption keys, 32 bytes each; none if they are to be derived.
@@ -280,6 +308,20 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _dotenv() -> dict[str, str | None]:
+    """Return what ``.env`` sets.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    try:
+        return dotenv_values(".env")
+    except OSError as error:
+        raise SettingsError([f".env cannot be read: {error.strerror}"]) from None
+    except ValueError:
+        raise SettingsError([".env cannot be read: it is no text in UTF-8"]) from None
+
+
 def unknown_variables() -> list[str]:
     """Return a line for each ``BROKER_*`` variable that means nothing, with what may have been meant."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
@@ -287,7 +329,7 @@ def unknown_variables() -> list[str]:
     known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
     known |= {"BROKER_ALLOW_INSECURE"}
     lines = []
-    for name in sorted(os.environ):  # noqa: TID251 - this is the reader
+    for name in sorted({*os.environ, *_dotenv()}):  # noqa: TID251 - this is the reader
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             lines.append(f"{name} is not a setting" + (f"; is {close[0]} meant?" if close else ""))
@@ -313,7 +355,7 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
     Raises:
         SettingsError: one line per problem.
     """
-    environment = {**dotenv_values(".env"), **os.environ}  # noqa: TID251 - this is the reader
+    environment = {**_dotenv(), **os.environ}  # noqa: TID251 - this is the reader
     values, problems = _secret_files(environment)
     settings: Settings | None = None
     try:

@@ -2,15 +2,18 @@
 
 import contextlib
 import re
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Final
 
 from broker.errors import InvalidRequestError
 from broker.ports import AuditEvent
+from broker.redaction import redact
 
 MAX_TEXT: Final = 200
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FIELDS: Final = tuple(field.name for field in fields(AuditEvent))
+
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -47,7 +50,10 @@ def rfc3339(unix_s: float) -> str:
 
 def audit_body(event: AuditEvent) -> dict[str, object]:
     """Return an event as the contract shows it, without what is not known."""
-    body = {name: value for name, value in asdict(event).items() if value is not None}
+    body: dict[str, object] = {name: value for name in _FIELDS if (value := getattr(event, name)) is not None}
+    if event.reason is not None:
+        # It may repeat what GitHub said, and GitHub what it was sent.
+        body["reason"] = _CONTROL.sub(" ", redact(event.reason))[:MAX_TEXT]
     if event.expires_at is not None:
         body["expires_at"] = rfc3339(event.expires_at)
     if event.permissions is not None:

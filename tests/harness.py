@@ -1,6 +1,7 @@
 """The product around an emulated GitHub: real service processes, or the real app inside the test's loop."""
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -14,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import rsa
 from servers import free_port
 
 from broker import settings as broker_settings
 from broker.access.keys import generate
-from broker.build import Broker, build, build_app
+from broker.build import Broker, build, build_app, build_backend, build_keks
 from broker.issuing.keys import KeyPolicy, KeyRegister
 from broker.model import Role
 from broker.ports import Clock
 from broker.sandbox.github import EmulatedApp, EmulatedGitHub, EmulatedInstallation, RunningGitHub
+from broker.store.sealed import SealedStore
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 BYTECODE = Path(__file__).parent.parent / ".pytest_cache" / "bytecode"
@@ -189,6 +192,23 @@ class World:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    async def quick_key(self, *patterns: str) -> str:
+        """Return a new caller's key, made in this process: for tests that are not about the command."""
+        settings = self.settings()
+        store = SealedStore(build_backend(settings), build_keks(settings))
+        await store.open()
+        try:
+            policy = KeyPolicy.parse(
+                name="test",
+                role=Role.CALLER,
+                repositories=patterns,
+                permissions=None,
+                rate_limit_per_minute=None,
+            )
+            return (await KeyRegister(store).create(policy, by="test", expires_in_s=None))[0].reveal()
+        finally:
+            await store.close()
+
     def client(self, service: Service, key: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``broker-cli …`` against a service."""
         return self.client_of(service.url, key, *arguments)
@@ -268,12 +288,18 @@ def unknown_key() -> str:
     return generate()[0].reveal()
 
 
+@functools.cache
+def _private_key() -> rsa.RSAPrivateKey:
+    """Return one key for all worlds of a run: making one takes longer than most tests."""
+    return rsa.generate_private_key(65537, 2048)
+
+
 @contextmanager
 def world_in(folder: Path, *, api_prefix: str = "", git: bool = False) -> Iterator[World]:
     """Run an emulated GitHub and stop every service that the test started."""
     with EmulatedGitHub() as github:
         app = github.add_app(permissions={"contents": "read", "metadata": "read", "issues": "write"})
-        world = World(folder, github, app, app.new_private_key())
+        world = World(folder, github, app, app.new_private_key(_private_key()))
         for name in ("widgets", "gadgets"):
             github.add_repository(f"acme/{name}", create_git=git)
         github.add_repository("stranger/secrets")

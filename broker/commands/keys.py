@@ -27,7 +27,7 @@ def _with_register(work: Callable[[KeyRegister], Awaitable[R]]) -> R:
 
     async def run() -> R:
         settings = broker_settings.load()
-        configure_logging(form=settings.log_format, level="error")
+        configure_logging(form=settings.log_format, level="critical")  # an error ends the command
         store = SealedStore(build_backend(settings), build_keks(settings))
         await store.open()
         try:

@@ -200,10 +200,17 @@ class Installations:
         return self._store.now() - installation.checked_at > self._ttl_s
 
     async def renewed(self, owner: str, installation: Installation) -> None:
-        """Have an old picture looked at again; returns when that is done, failed, or takes too long."""
+        """Have an old picture looked at again; returns when that is done, failed, or takes too long.
+
+        After a look that failed or took too long nobody waits for the next ones, until one succeeds.
+        """
+        troubled = owner in self._not_before
         task = self._check_soon(owner, installation)
-        if task is not None:
-            await asyncio.wait([task], timeout=_CHECK_WAIT_S)
+        if task is None or troubled:
+            return
+        _, running = await asyncio.wait([task], timeout=_CHECK_WAIT_S)
+        if running:
+            self._not_before.setdefault(owner, 0.0)
 
     def _check_soon(self, owner: str, installation: Installation) -> asyncio.Task[None] | None:
         task = self._checks.get(owner)
@@ -334,7 +341,7 @@ def _picture(installation: Installation) -> tuple[object, ...]:
     )
 
 
-async def pause_for(store: Store, owner: str, error: GitHubRateLimitedError) -> None:
+async def pause_for(store: Store, owner: str | None, error: GitHubRateLimitedError) -> None:
     """Keep everyone from calling GitHub for as long as it asked."""
     await store.pause(None if error.whole_app else owner, seconds=error.retry_after_s or 60.0)
 

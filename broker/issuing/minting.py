@@ -338,7 +338,7 @@ class Minter:
             repositories=scope.repositories,
             permissions=scope.permissions,
             token_sha256=token_sha256(token),
-            reason=reason[:200],
+            reason=reason,
         )
 
         async def revoke() -> None:

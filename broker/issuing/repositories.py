@@ -6,24 +6,31 @@ GitHub is asked with a token of the broker's own (``metadata: read``), which is 
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 from broker.access.policy import parse_pattern, reaches
 from broker.errors import (
     BlockedError,
+    GitHubRateLimitedError,
     GitHubTimeoutError,
     InstallationSuspendedError,
     InvalidRequestError,
     NotInstalledError,
     OvertakenError,
+    StoreError,
     StoreUnavailableError,
 )
-from broker.issuing.installations import Installations
+from broker.issuing.installations import Installations, pause_for
 from broker.issuing.minting import Minter
 from broker.model import ApiKeyRecord, Grant, LiveToken, Repository, Scope
 from broker.ports import GitHub, Page, ReadQuery, Store
+
+Reply = TypeVar("Reply")
 
 _CALLS_PER_REQUEST: Final = 10
 _ATTEMPTS: Final = 4
@@ -57,7 +64,9 @@ class _Position:
             return cls()
         try:
             match json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))):
-                case [str(owner), int(page), int(index)] if page >= 1 and index >= 0:
+                case [str(owner), int(page), int(index)] if (
+                    page >= 1 and index >= 0 and not isinstance(page, bool) and not isinstance(index, bool)
+                ):
                     return cls(owner, page, index)
         except (binascii.Error, ValueError, RecursionError):
             pass
@@ -124,7 +133,9 @@ class RepositoryList:
                 if calls == _CALLS_PER_REQUEST:
                     return Page(tuple(found), at.cursor())
                 calls += 1
-                part = await self._github.installation_repositories(token.token, page=at.page)
+                part = await self._unless_paused(
+                    owner, partial(self._github.installation_repositories, token.token, page=at.page)
+                )
                 for index, repository in enumerate(part.repositories[at.index :], at.index):
                     if not reaches(caller.repositories, repository.full_name.lower()):
                         continue
@@ -135,6 +146,18 @@ class RepositoryList:
                     break
                 at = _Position(owner, part.next_page)
         return Page(tuple(found))
+
+    async def _unless_paused(self, owner: str | None, call: Callable[[], Awaitable[Reply]]) -> Reply:
+        """Call GitHub unless it asked to wait; should it ask now, everyone pauses."""
+        wait_s = await self._store.paused(owner)
+        if wait_s:
+            raise GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=wait_s)
+        try:
+            return await call()
+        except GitHubRateLimitedError as error:
+            with contextlib.suppress(StoreError):
+                await pause_for(self._store, owner, error)
+            raise
 
     async def _owners_of(self, caller: ApiKeyRecord) -> tuple[str, ...]:
         owners = {parse_pattern(pattern)[0] for pattern in caller.repositories}
@@ -147,7 +170,7 @@ class RepositoryList:
     async def _all_owners(self) -> tuple[str, ...]:
         now = asyncio.get_running_loop().time()
         if self._owners is None or self._owners[0] < now:
-            installed = await self._github.installations()
+            installed = await self._unless_paused(None, self._github.installations)
             logins = tuple(one.login.lower() for one in installed if not one.suspended)
             self._owners = (now + _OWNERS_TTL_S, logins)
         return self._owners[1]

@@ -318,7 +318,7 @@ class Issuer:
             repositories=scope.repositories,
             permissions=scope.permissions,
             code=error.code,
-            reason=str(error)[:200],
+            reason=str(error),
         )
         if who is None or isinstance(error, InvalidApiKeyError):
             self._auditor.log(event)  # before authentication: strangers can't fill the store

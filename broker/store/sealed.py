@@ -559,7 +559,10 @@ class SealedStore:
         )
         if verdict == "lost":
             raise self._lost()
-        return shas if verdict == "ok" else None
+        if verdict != "ok":
+            return None
+        self.remember_version(record)  # whoever wrote the newer one knows that the older is old
+        return shas
 
     async def find_key(self, key_id: str) -> KeyEntry | None:
         """Return one key."""

@@ -140,6 +140,7 @@ class _Thread:
         self._jobs = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._connection: sqlite3.Connection | None = None
+        self._running: tuple[asyncio.Future[Any], ...] = ()
         name = "sqlite-reader" if read_only else "sqlite-writer"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -149,11 +150,16 @@ class _Thread:
         self._jobs.put((future, job))
         return future
 
-    def interrupt(self) -> None:
-        connection = self._connection
-        if connection is not None:
-            with contextlib.suppress(sqlite3.ProgrammingError):
-                connection.interrupt()
+    def give_up(self, future: asyncio.Future[Any]) -> None:
+        """Interrupt the job of ``future`` if it runs; a read that has not begun is not begun."""
+        future.add_done_callback(_retrieve)
+        if future in self._running:
+            connection = self._connection
+            if connection is not None:
+                with contextlib.suppress(sqlite3.ProgrammingError):
+                    connection.interrupt()
+        elif self._read_only:
+            future.cancel()
 
     async def stop(self) -> None:
         self._jobs.put(None)
@@ -198,12 +204,17 @@ class _Thread:
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
         """Run jobs in one transaction; each answer holds only if the transaction committed."""
         done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
+        self._running = tuple(future for future, _ in work)
         try:
             if self._connection is None:
                 self._connection = self._open()
             connection = self._connection
             connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
             for future, job in work:
+                if self._read_only:
+                    if future.cancelled():
+                        continue  # nobody waits for it any more
+                    self._running = (future,)
                 connection.execute("SAVEPOINT verb")
                 try:
                     done.append((future, job(connection), None))
@@ -220,6 +231,8 @@ class _Thread:
                     self._connection.close()
                 self._connection = None
             return [(future, None, error) for future, _ in work]
+        finally:
+            self._running = ()
         return done
 
     def _tell(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
@@ -342,9 +355,12 @@ class SqliteBackend:
         future = thread.submit(lambda connection: job(connection, self._clock.now()))
         try:
             return await asyncio.wait_for(asyncio.shield(future), deadline_s)
+        except asyncio.CancelledError:
+            if not writes:  # nobody waits for what is read; what was asked to be written is written
+                thread.give_up(future)
+            raise
         except TimeoutError as error:
-            future.add_done_callback(_retrieve)
-            thread.interrupt()
+            thread.give_up(future)
             raise StoreUnavailableError("the SQLite store did not answer in time") from error
         except sqlite3.Error as error:
             raise StoreUnavailableError(f"SQLite: {error}") from error
@@ -423,8 +439,9 @@ class SqliteBackend:
                 table, column, value, until = _STRINGS[prefix]
                 rows = _select(
                     db,
-                    f"SELECT {column}, {value} FROM {table} WHERE {until} > {now!r} AND {column} IN ",  # noqa: S608
+                    f"SELECT {column}, {value} FROM {table} WHERE {until} > ? AND {column} IN ",  # noqa: S608
                     tuple(names),
+                    now,
                 )
                 found.update((f"{prefix}:{name}", blob) for name, blob in rows.items())
             return View(
@@ -1011,14 +1028,16 @@ def _fields(db: sqlite3.Connection, names: Sequence[str]) -> dict[str, bytes]:
     return _select(db, "SELECT name, value FROM state WHERE name IN ", names)
 
 
-def _select(db: sqlite3.Connection, statement: str, names: Sequence[str]) -> dict[str, bytes]:
+def _select(
+    db: sqlite3.Connection, statement: str, names: Sequence[str], *before: object
+) -> dict[str, bytes]:
     """Run ``statement`` with an IN list, padded to few lengths so that prepared statements are reused."""
     found: dict[str, bytes] = {}
     for start in range(0, len(names), 512):
         part = names[start : start + 512]
         size = 1 << (len(part) - 1).bit_length()
         padded = (*part, *[part[-1]] * (size - len(part)))
-        found.update(db.execute(f"{statement} ({','.join('?' * size)})", padded))
+        found.update(db.execute(f"{statement} ({','.join('?' * size)})", (*before, *padded)))
     return found
 
 

@@ -7,8 +7,10 @@ from uuid import uuid4
 
 from broker import errors
 from broker.errors import BrokerError
+from broker.redaction import redact
 
 _STATUS: Final[dict[type[BrokerError], int]] = {
+    errors.RequestError: 400,
     errors.MalformedRequestError: 400,
     errors.InvalidRequestError: 422,
     errors.NotReadOnlyError: 422,
@@ -18,11 +20,13 @@ _STATUS: Final[dict[type[BrokerError], int]] = {
     errors.NotFoundError: 404,
     errors.MethodNotAllowedError: 405,
     errors.ConflictError: 409,
+    errors.RefusedError: 403,
     errors.InvalidApiKeyError: 401,
     errors.InvalidSignatureError: 401,
     errors.ForbiddenError: 403,
     errors.BlockedError: 403,
     errors.RateLimitedError: 429,
+    errors.GitHubError: 502,
     errors.NotInstalledError: 404,
     errors.InstallationSuspendedError: 403,
     errors.PermissionNotGrantedError: 403,
@@ -67,12 +71,13 @@ def status_of(error: BrokerError) -> int:
 def problem(error: BrokerError, request_id: str) -> tuple[int, dict[str, str], bytes]:
     """Return status, headers and body of an error's answer."""
     status = status_of(error)
+    code = error.code if error.code in TITLES else BrokerError.code
     body = {
-        "type": f"urn:github-token-broker:problem:{error.code}",
-        "title": TITLES[error.code],
+        "type": f"urn:github-token-broker:problem:{code}",
+        "title": TITLES[code],
         "status": status,
-        "detail": error.public,
-        "code": error.code,
+        "detail": redact(error.public),  # it may quote the request
+        "code": code,
         "request_id": request_id,
     }
     headers = {"content-type": "application/problem+json", "cache-control": "no-store"}

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
+from broker.redaction import holds_secret
 from broker.web.errors import new_request_id, problem
 
 _log = logging.getLogger(__name__)
@@ -116,7 +117,7 @@ class Edge:
                 request_id = value
             elif name == b"x-forwarded-for":
                 forwarded.append(value)
-        shown = request_id.decode() if _REQUEST_ID.fullmatch(request_id) else new_request_id()
+        shown = _shown(request_id)
         peer = scope["client"][0] if scope.get("client") else None
         scope["app"] = self  # routes raise instead of answering when they see an app around them
         state = scope.setdefault("state", {})
@@ -141,6 +142,13 @@ class Edge:
         raw.append((b"content-length", str(len(body)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": raw})
         await send({"type": "http.response.body", "body": body})
+
+
+def _shown(request_id: bytes) -> str:
+    """Return the caller's request id, or a new one: it goes into the audit, so a key sent as one must not."""
+    if _REQUEST_ID.fullmatch(request_id) and not holds_secret(text := request_id.decode()):
+        return text
+    return new_request_id()
 
 
 def _tell(error: BrokerError, request_id: str) -> None:

@@ -1,7 +1,8 @@
 """What callers ask: tokens, repositories, who am I."""
 
 import json
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,6 +11,7 @@ from broker.errors import BrokerError, InvalidRequestError, UnknownHostError
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, Origin, TokenRequest
 from broker.model import ApiKeyRecord, RepositoryName, Scope, parse_owner, parse_permissions
+from broker.redaction import holds_secret
 from broker.web.wire import (
     TokenBody,
     page_limit,
@@ -20,7 +22,11 @@ from broker.web.wire import (
 )
 from broker.wording import rfc3339
 
+Parsed = TypeVar("Parsed")
+
 _NO_STORE: Final = {"cache-control": "no-store"}
+_SECRETS_FROM: Final = 24
+"""No secret of this product is shorter, most names of repositories are."""
 
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -52,6 +58,14 @@ def key_answer(record: ApiKeyRecord, last_used_at: int | None) -> dict[str, obje
     }
 
 
+def _of_field(field: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
+    """Return ``text`` parsed; the refusal names the field."""
+    try:
+        return parse(text)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(public=f"{field}: {error.public}") from None
+
+
 class Tokens:
     """The callers' endpoints.
 
@@ -70,6 +84,7 @@ class Tokens:
         """``POST /v1/github/token``."""
         presented = presented_key(request)
         try:
+            query_values(request, ())
             wanted = self._parse(parse_body(TokenBody, await read_body(request)))
         except BrokerError:
             # Whoever has no key learns nothing, not even what a good request looks like.
@@ -95,10 +110,13 @@ class Tokens:
             raise InvalidRequestError(public="repositories: name some, or an owner instead, not both.")
         permissions = parse_permissions(body.permissions if "permissions" in given else None)
         if "repositories" in given:
-            names = [RepositoryName.parse(text) for text in body.repositories]
+            if any(len(text) >= _SECRETS_FROM and holds_secret(text) for text in body.repositories):
+                # Names go to GitHub and into the audit.
+                raise InvalidRequestError(public="repositories: a key or a token stands where a name should.")
+            names = [_of_field("repositories", RepositoryName.parse, text) for text in body.repositories]
             scope = Scope.of_repositories(self._host, names, permissions)
         else:
-            scope = Scope.of_owner(self._host, parse_owner(body.owner), permissions)
+            scope = Scope.of_owner(self._host, _of_field("owner", parse_owner, body.owner), permissions)
         if "host" in given and body.host.lower() != self._host:
             raise UnknownHostError
         return TokenRequest(scope, min_ttl_s=body.min_ttl, refresh=body.refresh)
@@ -127,6 +145,6 @@ class Tokens:
 
     async def whoami(self, request: Request) -> Response:
         """``GET /v1/whoami``."""
-        query_values(request, ())
         caller, last_used_at = await self._issuer.who(presented_key(request))
+        query_values(request, ())
         return json_response(key_answer(caller, last_used_at), headers=_NO_STORE)

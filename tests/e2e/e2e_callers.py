@@ -35,9 +35,7 @@ async def callers(*, timeout_s: float = 30) -> AsyncIterator[httpx.AsyncClient]:
         yield http
 
 
-async def ask(
-    http: httpx.AsyncClient, service: Service, key: str, *repositories: str, **more: Any
-) -> Told:
+async def ask(http: httpx.AsyncClient, service: Service, key: str, *repositories: str, **more: Any) -> Told:
     """``POST /v1/github/token`` on one service."""
     begin = time.monotonic()
     answer = await http.post(

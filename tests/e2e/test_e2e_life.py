@@ -36,7 +36,7 @@ async def test_the_store_is_down_at_start_comes_freezes_and_dies(world: World, t
 
             server.start()
             service.wait_ready(seconds=10)
-            key = world.key("acme/*")
+            key = await world.quick_key("acme/*")
             first = await ask(http, service, key)
             assert first.token
 
@@ -82,7 +82,7 @@ async def _recovers(http: httpx.AsyncClient, url: str, key: str, token: str) -> 
 async def test_sigterm_lets_a_mint_finish(world: World, workers: str) -> None:
     """SIGTERM: stop accepting, finish what runs, write what is pending, within 30 s."""
     service = world.service(BROKER_WORKERS=workers)
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world, int(workers))
     held = threading.Event()
     world.github.faults.add(Fault(route="mint", times=1, hold=held))
@@ -122,7 +122,7 @@ async def test_own_tls(world: World, tmp_path: Path) -> None:
                     break
             except httpx.TransportError:
                 await asyncio.sleep(0.05)
-        key = world.key("acme/*")
+        key = await world.quick_key("acme/*")
         answer = await http.post(
             f"{url}/v1/github/token", json={"repositories": ["acme/widgets"]}, headers=bearer(key)
         )
@@ -146,7 +146,10 @@ def test_a_port_that_is_taken(world: World) -> None:
 
 def test_settings_that_are_wrong_stop_the_start(world: World) -> None:
     done = world.command(
-        "serve", BROKER_STORE_URL="mysql://x", BROKER_GITHUB_PRIVATE_KEY="nonsense", BROKER_PORT=str(free_port())
+        "serve",
+        BROKER_STORE_URL="mysql://x",
+        BROKER_GITHUB_PRIVATE_KEY="nonsense",
+        BROKER_PORT=str(free_port()),
     )
     assert done.returncode == 2
     assert done.stdout == ""

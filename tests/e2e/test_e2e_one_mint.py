@@ -19,7 +19,7 @@ async def test_fifty_callers_and_three_services_cause_one_mint(redis_world: Worl
     """50 callers at once and 3 service processes on one Redis, cold scope: one look-up, one mint."""
     world = redis_world
     services = start_together(world, 3)
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world, 3)
     world.github.latency_s = 0.3
     async with callers() as http:
@@ -42,7 +42,7 @@ async def test_kill_the_process_that_mints(redis_world: World) -> None:
     """Kill -9 the process that mints: the others get a token within 10 s, and one result is kept."""
     world = redis_world
     leader, *others = start_together(world, 3)
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world, 3)
     held = threading.Event()
     world.github.faults.add(Fault(route="mint", times=1, hold=held))
@@ -77,7 +77,7 @@ async def test_a_leader_that_was_frozen_is_too_late(redis_world: World) -> None:
     """A paused leader can't overwrite: its late result is not stored, not served, and is revoked."""
     world = redis_world
     frozen, other = start_together(world, 2)
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world, 2)
     held = threading.Event()
     world.github.faults.add(Fault(route="mint", times=1, hold=held, after_effect=True))
@@ -109,7 +109,7 @@ async def test_a_leader_that_was_frozen_is_too_late(redis_world: World) -> None:
 
 async def test_sqlite_with_two_workers_mints_once(world: World) -> None:
     service = world.service(BROKER_WORKERS="2")
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world, 2)
     world.github.latency_s = 0.3
     async with callers() as http:
@@ -121,7 +121,7 @@ async def test_sqlite_with_two_workers_mints_once(world: World) -> None:
 
 async def test_a_caller_who_hangs_up_does_not_fail_the_others(world: World) -> None:
     service = world.service()
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world)
     held = threading.Event()
     world.github.faults.add(Fault(route="mint", times=1, hold=held))

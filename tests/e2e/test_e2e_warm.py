@@ -13,7 +13,7 @@ async def test_warm_requests_and_refresh_ahead(any_world: World) -> None:
     """1,000 warm requests cause no GitHub call. After refresh-ahead begins, no caller waits."""
     world = any_world
     service = world.service(BROKER_TOKEN_REFRESH_AHEAD="3300", BROKER_LOG_LEVEL="info")
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world)
     async with callers() as http:
         first = await ask(http, service, key)
@@ -52,7 +52,7 @@ async def test_warm_requests_and_refresh_ahead(any_world: World) -> None:
 async def test_github_down_serves_what_is_cached(world: World) -> None:
     """Rule 8: if GitHub is down, cached tokens are served; a cold scope is refused and says why."""
     service = world.service(BROKER_REQUEST_TIMEOUT="10", BROKER_FAILURE_COOLDOWN="1")
-    key = world.key("acme/*")
+    key = await world.quick_key("acme/*")
     await settled(world)
     async with callers() as http:
         first = await ask(http, service, key)
@@ -71,7 +71,7 @@ async def test_github_down_serves_what_is_cached(world: World) -> None:
 
 async def test_github_enterprise_paths(ghes_world: World) -> None:
     service = ghes_world.service()
-    key = ghes_world.key("acme/*")
+    key = await ghes_world.quick_key("acme/*")
     await settled(ghes_world)
     async with callers() as http:
         told = await ask(http, service, key)

@@ -1,0 +1,91 @@
+"""What the benchmarks share: sizes, worlds on both stores, pinning, the load generator as a process."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from harness import Service, World, clean_environment, world_in
+from servers import RedisServer, running
+
+HERE = Path(__file__).parent
+STORES = ("redis", "sqlite")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    rounds: int = 9
+    round_s: float = 0.7
+    connections: tuple[int, ...] = (1, 32)
+    cold_scopes: int = 30
+    github_s: float = 0.2
+    client_runs: int = 21
+    scopes: int = 1000
+
+    @classmethod
+    def tiny(cls) -> "Size":
+        return cls(
+            rounds=1, round_s=0.1, connections=(1,), cold_scopes=1, github_s=0.05, client_runs=1, scopes=5
+        )
+
+
+@contextlib.contextmanager
+def world_on(store: str, folder: Path) -> Iterator[World]:
+    """Yield a world whose services use a fresh store."""
+    with contextlib.ExitStack() as stack:
+        where = folder / f"world-{store}"
+        where.mkdir()
+        world = stack.enter_context(world_in(where))
+        if store == "redis":
+            server = stack.enter_context(running(RedisServer(folder / "redis-server", persistent=False)))
+            world.store_url = server.url
+            pin(server._running().pid, 1)
+        yield world
+
+
+def service_on(world: World, **more: str) -> Service:
+    """Start a service as in production: audit on, nothing below info; pinned to the first core."""
+    service = world.service(BROKER_LOG_LEVEL="info", BROKER_MINT_BUDGET="100000", **more)
+    assert service.process is not None
+    pin(service.process.pid, 0)
+    return service
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep a process, with its threads, on one of the first two cores, where there are two."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) > 1:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(ProcessLookupError):
+                os.sched_setaffinity(int(task.name), {cores[core]})
+
+
+def script(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / name), *map(str, arguments)]
+
+
+def measure(name: str, *arguments: object, core: int, **environment: str) -> dict[str, Any]:
+    """Run a measuring script on a core of its own and return what it prints, JSON."""
+    process = subprocess.Popen(
+        script(name, *arguments),
+        env=clean_environment(**environment),
+        stdout=subprocess.PIPE,
+        cwd=HERE.parent,
+    )
+    pin(process.pid, core)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, name
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def middle(values: list[float]) -> float:
+    return float(median(values))

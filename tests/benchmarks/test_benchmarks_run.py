@@ -1,0 +1,26 @@
+"""The benchmark suite still runs; nothing about its figures."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from harness import clean_environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_suite_runs_at_its_smallest(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--tiny", "--results", str(tmp_path)],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("warm", "cold", "client", "memory"):
+        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+        assert (tmp_path / f"{name}.json").is_file()
+    assert "x hello" in done.stdout
