@@ -29,6 +29,7 @@ ANSWER_WITHIN_S: Final = 9.0
 _AT_ONCE: Final = 64
 _PER_OWNER: Final = 8
 _BATCH: Final = 200
+_MOST: Final = 20_000
 _POLL_S: Final = 5.0
 _RETRY_S: Final = 2.0
 _LISTED: Final = 100
@@ -263,11 +264,16 @@ class Ender:
             return
         try:
             async with kept(self._store, lead) as ours:
+                limit = _BATCH
                 while ours():
-                    doomed = await self._store.doomed(None, limit=_BATCH)
+                    doomed = await self._store.doomed(None, limit=limit)
                     if not doomed:
                         return
-                    if not await self._end_all(doomed, lambda _one, _fate: None):
+                    if await self._end_all(doomed, lambda _one, _fate: None):
+                        limit = _BATCH
+                    else:
+                        # Those of an owner that has to wait must not stand before all others for ever.
+                        limit = min(2 * limit, _MOST)
                         await asyncio.sleep(_RETRY_S)
         finally:
             with contextlib.suppress(StoreError):
