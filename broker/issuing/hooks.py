@@ -60,10 +60,10 @@ class HookReactor:
 
     async def stop(self) -> None:
         """Stop; what is queued stays there for the next process."""
-        if self._working is not None:
+        while self._working is not None and not self._working.done():
+            # Again, should what was awaited take the cancellation for its own.
             self._working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._working
+            await asyncio.wait([self._working], timeout=_AGAIN_S)
 
     def wake(self) -> None:
         """Look at the queue now: a delivery has just been put there."""
@@ -72,7 +72,8 @@ class HookReactor:
     async def _work(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):  # wait_for may swallow a cancellation
+                    await self._wake.wait()
             self._wake.clear()
             try:
                 await self._work_off()

@@ -450,6 +450,7 @@ def follow(run: Run, *options: str, stdout: int = subprocess.PIPE) -> subprocess
 
 def test_follow_goes_on_after_trouble_until_ctrl_c(run: Run, broker: FakeBroker) -> None:
     broker.answers = [
+        events(2, cursor="2"),
         events(2, 1, cursor=None),
         events(3, cursor="3"),
         events(cursor="3"),
@@ -467,9 +468,10 @@ def test_follow_goes_on_after_trouble_until_ctrl_c(run: Run, broker: FakeBroker)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
     paths = [one.path for one in broker.seen]
-    assert "order=desc&limit=10" in paths[0]
-    assert "order=asc&limit=200&cursor=2" in paths[1]
-    assert all("cursor=3" in path for path in paths[2:6])
+    assert "order=desc&limit=1" in paths[0]
+    assert "order=desc&limit=10" in paths[1]
+    assert "order=asc&limit=200&cursor=2" in paths[2]
+    assert all("cursor=3" in path for path in paths[3:7])
 
 
 def test_follow_ends_when_nobody_reads(run: Run, broker: FakeBroker) -> None:
@@ -497,7 +499,7 @@ def test_follow_begins_at_a_time(run: Run, broker: FakeBroker) -> None:
 
 
 def test_follow_of_what_has_not_happened_yet_begins_at_the_newest_event(run: Run, broker: FakeBroker) -> None:
-    broker.answers = [events(cursor=None), events(9, cursor="8"), events(10, cursor="10"), events(cursor="10")]
+    broker.answers = [events(9, cursor="8"), events(cursor=None), events(10, cursor="10"), events(cursor="10")]
     process = follow(run, "--event", "block.set")
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["id"] == "10"
@@ -505,8 +507,8 @@ def test_follow_of_what_has_not_happened_yet_begins_at_the_newest_event(run: Run
     assert process.wait(10) == 130
     process.communicate()
     paths = [one.path for one in broker.seen]
-    assert "event=block.set" in paths[0]
-    assert paths[1] == "/v1/admin/audit?order=desc&limit=1"
+    assert paths[0] == "/v1/admin/audit?order=desc&limit=1"
+    assert "event=block.set" in paths[1]
     assert "event=block.set" in paths[2]
     assert paths[2].endswith("cursor=9")
 

@@ -117,9 +117,11 @@ def _follow(broker: Broker, query: Mapping[str, str], tail: int) -> Iterator[Eve
     """Yield the last events, or those since the time that is asked for, and then each as it comes."""
     cursor: str | None = None
     if "since" not in query:
+        # In this order: what comes in between is either among the last or after the newest.
+        newest = list(_some(broker, {"order": "desc"}, 1))
         last = list(_some(broker, {**query, "order": "desc"}, tail)) if tail else []
-        newest = last[:1] or list(_some(broker, {"order": "desc"}, 1))
-        cursor = _id(broker, newest[0]) if newest else None
+        begin = last[:1] or newest
+        cursor = _id(broker, begin[0]) if begin else None
         yield from reversed(last)
     troubled = False
     while True:

@@ -292,3 +292,16 @@ async def test_it_stops_in_the_middle_and_leaves_the_rest() -> None:
         await entered.wait()
     assert list(store.queue) == ["1"]
     assert not store.held
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_it_stops_whenever_it_is_asked_to(turns: int) -> None:
+    """At each turn of the loop around the end of a batch, where leases are given back."""
+    store = FakeStore()
+    store.put("1", work())
+    async with asyncio.timeout(2):
+        async with reacting(store) as reactor:
+            reactor.wake()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+    assert not store.held
