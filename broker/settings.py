@@ -25,7 +25,7 @@ from broker.github.private_key import AppPrivateKey, parse_private_keys
 from broker.model import Secret, parse_owner
 
 PREFIX: Final = "BROKER_"
-_FILE_FIELDS: Final = (
+SECRET_FIELDS: Final = (
     "github_private_key",
     "github_webhook_secret",
     "encryption_keys",
@@ -71,7 +71,7 @@ def _secret_files(environment: Mapping[str, str | None]) -> tuple[dict[str, str]
     """
     values: dict[str, str] = {}
     problems: list[str] = []
-    for name in _FILE_FIELDS:
+    for name in SECRET_FIELDS:
         direct = f"{PREFIX}{name.upper()}"
         variable = f"{direct}_FILE"
         named = (environment.get(variable) or "").strip()
@@ -325,7 +325,7 @@ def _dotenv() -> dict[str, str | None]:
 def unknown_variables() -> list[str]:
     """Return a line for each ``BROKER_*`` variable that means nothing, with what may have been meant."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
-    known |= {f"{PREFIX}{name.upper()}_FILE" for name in _FILE_FIELDS}
+    known |= {f"{PREFIX}{name.upper()}_FILE" for name in SECRET_FIELDS}
     known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
     known |= {"BROKER_ALLOW_INSECURE"}
     lines = []

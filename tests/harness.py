@@ -10,7 +10,7 @@ import sysconfig
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from broker.access.keys import generate
 from broker.build import Broker, build, build_app, build_backend, build_keks
 from broker.issuing.keys import KeyPolicy, KeyRegister
 from broker.model import Role
-from broker.ports import Clock
+from broker.ports import AuditEvent, Clock, Event
 from broker.sandbox.github import EmulatedApp, EmulatedGitHub, EmulatedInstallation, RunningGitHub
 from broker.store.sealed import SealedStore
 
@@ -262,6 +262,7 @@ class Inside:
         limit: int | None = None,
     ) -> str:
         """Return a new key."""
+        past = expires_in_s is not None and expires_in_s < 0
         policy = KeyPolicy.parse(
             name="test",
             role=Role.ADMIN if admin else Role.CALLER,
@@ -269,7 +270,13 @@ class Inside:
             permissions=permissions,
             rate_limit_per_minute=limit,
         )
-        key, _ = await KeyRegister(self.broker.store).create(policy, by="test", expires_in_s=expires_in_s)
+        register = KeyRegister(self.broker.store)
+        key, record = await register.create(policy, by="test", expires_in_s=None if past else expires_in_s)
+        if past:  # the register makes no key that has ended
+            entry = await register.show(record.id)
+            ended = replace(entry.record, expires_at=record.created_at - 1)
+            event = AuditEvent(Event.KEY_CHANGED, key_id=record.id)
+            await self.broker.store.write_key(entry, ended, event, narrows=True)
         return key.reveal()
 
     async def token(self, key: str, *repositories: str, **body: Any) -> httpx.Response:

@@ -379,13 +379,15 @@ OWNER_CHANGED: Final = (
 def gh_offset(minted: MintedToken, *, store_now: float) -> float | None:
     """Return GitHub's clock minus the store's, in seconds, as a mint shows it.
 
-    ``Date`` is believed if the expiry agrees with it (a token lives one hour); a proxy may have made it
-    up. Otherwise the expiry itself tells.
+    ``Date`` is believed if the expiry agrees with it (a token lives one hour). If not, a proxy may have
+    made it up, or tokens live shorter here: then the later of both, so that no dead token seems good.
     """
     by_expiry = minted.expires_at - _TOKEN_LIFE_S
     github_now = minted.github_now
-    if github_now is None or abs(github_now - by_expiry) > _DATE_TRUST_S:
+    if github_now is None:
         github_now = by_expiry
+    elif abs(github_now - by_expiry) > _DATE_TRUST_S:
+        github_now = max(github_now, by_expiry)
     return github_now - store_now
 
 

@@ -22,6 +22,8 @@ from broker.errors import (
     InstallationSuspendedError,
     InvalidApiKeyError,
     OvertakenError,
+    RateLimitedError,
+    RequestError,
     StoreUnavailableError,
 )
 from broker.issuing.installations import Installations
@@ -141,23 +143,37 @@ class Issuer:
         snapshot = await self._store.read(ReadQuery(key_id=presented.id))
         return self._authenticated(presented, snapshot)
 
-    async def admitted(self, presented: PresentedKey) -> ApiKeyRecord:
+    async def admitted(self, presented: PresentedKey, origin: Origin) -> ApiKeyRecord:
         """Return the caller's record and count the request against the key's own limit.
 
         Raises:
-            BrokerError: as ``identify``; ``RateLimitedError``.
+            BrokerError: as ``identify``; ``RateLimitedError``, which is audited.
         """
         caller = await self.identify(presented)
-        await self._limits.take(caller)
+        try:
+            await self._limits.take(caller)
+        except RateLimitedError as error:
+            await self._denied(error, [caller], None, origin)
+            raise
         return caller
 
-    async def who(self, presented: PresentedKey) -> tuple[ApiKeyRecord, int | None]:
+    async def refuse(self, presented: PresentedKey, error: RequestError, origin: Origin) -> None:
+        """Audit a request that makes no sense, once it is known whose it is; it counts like any other.
+
+        Raises:
+            BrokerError: as ``admitted``: whoever has no key learns nothing, not even what a good request
+                looks like.
+        """
+        caller = await self.admitted(presented, origin)
+        await self._denied(error, [caller], None, origin)
+
+    async def who(self, presented: PresentedKey, origin: Origin) -> tuple[ApiKeyRecord, int | None]:
         """Return the caller's record and when it was last used (Unix seconds, to the minute).
 
         Raises:
             BrokerError: as ``admitted``.
         """
-        caller = await self.admitted(presented)
+        caller = await self.admitted(presented, origin)
         entry = await self._store.find_key(caller.id)
         return caller, entry.last_used_at if entry else None
 
@@ -305,7 +321,7 @@ class Issuer:
         return result
 
     async def _denied(
-        self, error: BrokerError, caller: list[ApiKeyRecord], scope: Scope, origin: Origin
+        self, error: BrokerError, caller: list[ApiKeyRecord], scope: Scope | None, origin: Origin
     ) -> None:
         who = caller[0] if caller else None
         event = AuditEvent(
@@ -314,9 +330,9 @@ class Issuer:
             client_ip=origin.client_ip,
             key_id=who.id if who else None,
             key_name=who.name if who else None,
-            owner=scope.owner,
-            repositories=scope.repositories,
-            permissions=scope.permissions,
+            owner=scope.owner if scope else None,
+            repositories=scope.repositories if scope else None,
+            permissions=scope.permissions if scope else None,
             code=error.code,
             reason=str(error),
         )

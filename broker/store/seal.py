@@ -5,7 +5,9 @@ that keys rotate without rewriting a record. A blob is ``v1 | data key number | 
 its associated data names the kind, the store and the entry, so that no blob opens as another.
 """
 
+import contextlib
 import hashlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,19 +159,23 @@ class Sealer:
 
 
 def open_data_keys(
-    fields: Mapping[str, bytes], store_id: bytes, keks: Sequence[KeyEncryptionKey]
+    copies: Sequence[Mapping[str, bytes]], store_id: bytes, keks: Sequence[KeyEncryptionKey]
 ) -> dict[int, bytes]:
     """Return every data key that a configured KEK can open.
+
+    Args:
+        copies: the places where wraps lie; one that is damaged in one place may be whole in another.
+        store_id: the store's.
+        keks: the configured ones.
 
     Raises:
         SealError: a data key that no configured KEK opens; the text names the fingerprints that would.
     """
     opened: dict[int, bytes] = {}
-    for number, fingerprints in wrap_numbers(fields).items():
-        for kek in keks:
-            wrapped = fields.get(kek.field(number))
-            if wrapped is not None:
-                opened[number] = kek.unwrap(number, wrapped, store_id)
+    for number, fingerprints in wrap_numbers({name: b"" for copy in copies for name in copy}).items():
+        for kek, copy in itertools.product(keks, copies):
+            with contextlib.suppress(KeyError, SealError):
+                opened[number] = kek.unwrap(number, copy[kek.field(number)], store_id)
                 break
         else:
             wanted = ", ".join(sorted(fingerprints))

@@ -131,9 +131,11 @@ class SealedStore:
     async def _keep_attached(self) -> None:
         while True:
             await asyncio.sleep(_HEAL_EVERY_S)
-            if self._sealer is None or self.health is not StoreHealth.OK:
-                with contextlib.suppress(StoreError):
+            with contextlib.suppress(StoreError):
+                if self._sealer is None or self.health is not StoreHealth.OK:
                     await self._attach()
+                elif asyncio.get_running_loop().time() - self._read_at > _HEAL_EVERY_S:
+                    await self.read(ReadQuery())  # nobody asks, but the probes want to know
 
     async def _attach(self) -> None:
         """See whether this is our store, open its data keys, leave wraps for every configured KEK.
@@ -160,7 +162,7 @@ class SealedStore:
                 self._check_epoch(int(state.fields.get("epoch", b"0")))
                 wraps = {**state.key_wraps, **state.fields}
                 try:
-                    data_keys = open_data_keys(wraps, store_id, self._keks)
+                    data_keys = open_data_keys((state.fields, state.key_wraps), store_id, self._keks)
                 except SealError as error:
                     raise StoreLostError(f"no configured key opens the store: {error}") from error
                 missing = {
@@ -456,7 +458,7 @@ class SealedStore:
         store_id, sealer = self._attached()
         for _ in range(_PIN_ATTEMPTS):
             pinned = await self._backend.pin(owner)
-            kept, pin, foreign = installation, pinned, False
+            pin, foreign = pinned, False
             if pinned is None:
                 pin = sealer.seal(Kind.NAME, owner, _dump({"account_id": installation.account_id}))
             else:
@@ -465,6 +467,7 @@ class SealedStore:
                 except SealError as error:
                     raise StoreLostError(f"the pinned account of an owner does not open: {error}") from error
                 foreign = first != installation.account_id
+            known_foreign = foreign and await self._is_foreign(owner, installation.account_id)
             kept = replace(installation, foreign=foreign)
             args = OwnerArgs(
                 store_id=store_id,
@@ -482,12 +485,18 @@ class SealedStore:
             if verdict == "lost":
                 raise self._lost()
             if verdict == "ok":
-                if foreign:
+                if foreign and not known_foreign:
                     await self.record([event])
                 return kept
             if verdict != "changed":
                 return None
         return None
+
+    async def _is_foreign(self, owner: str, account_id: int) -> bool:
+        """Return whether that account is on record as a foreign one already."""
+        scope = Scope.of_owner("", owner, ("metadata",))
+        known = (await self.read(ReadQuery(scope=scope))).installation()
+        return known is not None and known.foreign and known.account_id == account_id
 
     async def drop_owner(self, lead: Lead, owner: str) -> None:
         """OWNER: forget."""

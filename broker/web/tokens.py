@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from broker.errors import BrokerError, InvalidRequestError, UnknownHostError
+from broker.errors import InvalidRequestError, RequestError, UnknownHostError
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, Origin, TokenRequest
 from broker.model import ApiKeyRecord, RepositoryName, Scope, parse_owner, parse_permissions
@@ -86,9 +86,8 @@ class Tokens:
         try:
             query_values(request, ())
             wanted = self._parse(parse_body(TokenBody, await read_body(request)))
-        except BrokerError:
-            # Whoever has no key learns nothing, not even what a good request looks like.
-            await self._issuer.identify(presented)
+        except RequestError as error:
+            await self._issuer.refuse(presented, error, origin_of(request))
             raise
         issued = await self._issuer.issue(presented, wanted, origin_of(request))
         token = issued.token
@@ -123,7 +122,7 @@ class Tokens:
 
     async def repositories(self, request: Request) -> Response:
         """``GET /v1/github/repositories``."""
-        caller = await self._issuer.admitted(presented_key(request))
+        caller = await self._issuer.admitted(presented_key(request), origin_of(request))
         values = query_values(request, ("cursor", "limit"))
         page = await self._repositories.page(caller, cursor=values.get("cursor"), limit=page_limit(values))
         return json_response(
@@ -145,6 +144,6 @@ class Tokens:
 
     async def whoami(self, request: Request) -> Response:
         """``GET /v1/whoami``."""
-        caller, last_used_at = await self._issuer.who(presented_key(request))
+        caller, last_used_at = await self._issuer.who(presented_key(request), origin_of(request))
         query_values(request, ())
         return json_response(key_answer(caller, last_used_at), headers=_NO_STORE)

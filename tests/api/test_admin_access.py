@@ -42,10 +42,14 @@ async def test_only_admins_and_nothing_changes_for_others(any_world: World) -> N
         }
         await asyncio.sleep(1.2)
         before = await stage.state()
-        for method, path in ROUTES:
-            path = path.replace("{id}", target["id"])
+        for method, route in ROUTES:
+            path = route.replace("{id}", target["id"])
             # Neither a good body nor a bad one makes a difference, nor does a query that does not exist.
-            for more in ({"json": {"reason": "x", "owner": "acme"}}, {"content": b"\x00"}, {"params": {"a": "b"}}):
+            for more in (
+                {"json": {"reason": "x", "owner": "acme"}},
+                {"content": b"\x00"},
+                {"params": {"a": "b"}},
+            ):
                 for who, expected in ANSWERS.items():
                     answer = await app.http.request(method, path, headers=headers[who], **more)
                     found = (answer.status_code, answer.json()["code"])
@@ -55,8 +59,8 @@ async def test_only_admins_and_nothing_changes_for_others(any_world: World) -> N
         assert {one["code"] for one in denied} == {"forbidden"}
         assert all("admin API" in one["reason"] for one in denied)
         for key in (stage.admin, bootstrap):
-            for method, path in ROUTES:
-                path = path.replace("{id}", key_id(await app.key("acme/*")))
+            for method, route in ROUTES:
+                path = route.replace("{id}", key_id(await app.key("acme/*")))
                 answer = await app.http.request(method, path, headers=bearer(key), json={})
                 assert answer.status_code not in {401, 403}, (method, path)
                 assert answer.status_code < 500

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
 from admin_stage import AdminStage, key_id, sha256_of
-from harness import Inside, World
 
 from broker.wording import rfc3339
+
+if TYPE_CHECKING:
+    from harness import Inside, World
 
 
 async def _story(world: World, app: Inside) -> tuple[AdminStage, dict[str, Any], str]:
@@ -193,9 +195,7 @@ async def test_a_query_that_makes_no_sense_is_refused(any_world: World, query: s
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-async def test_the_changes_are_on_the_log_as_well(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_the_changes_are_on_the_log_as_well(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="broker.audit")
     async with world.inside() as app:
         stage = await AdminStage.of(world, app)

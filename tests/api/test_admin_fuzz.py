@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, TYPE_CHECKING
 from urllib.parse import quote
 
 from admin_stage import AdminStage, key_id
-from harness import World
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from harness import World
 
 FUZZ = settings(
     max_examples=150,
@@ -61,7 +63,9 @@ LIKELY = {
     "name": st.one_of(st.just("n"), VALUES),
     "repositories": st.one_of(st.just(["acme/*"]), st.lists(TEXTS, max_size=3), VALUES),
     "role": st.one_of(st.sampled_from(["caller", "admin"]), VALUES),
-    "permissions": st.one_of(st.just({"contents": "read"}), st.dictionaries(TEXTS, TEXTS, max_size=3), VALUES),
+    "permissions": st.one_of(
+        st.just({"contents": "read"}), st.dictionaries(TEXTS, TEXTS, max_size=3), VALUES
+    ),
     "expires_at": st.one_of(st.just("2099-01-01T00:00:00Z"), VALUES),
     "rate_limit_per_minute": st.one_of(st.just(5), VALUES),
     "overlap_seconds": st.one_of(st.just(5), VALUES),
@@ -92,7 +96,19 @@ WRITES = st.sampled_from(
         ("POST", "/owners/acme/accept"),
     ]
 )
-NAMES = ["cursor", "limit", "key", "repository", "event", "request_id", "since", "until", "order", "tokens", "x"]
+NAMES = [
+    "cursor",
+    "limit",
+    "key",
+    "repository",
+    "event",
+    "request_id",
+    "since",
+    "until",
+    "order",
+    "tokens",
+    "x",
+]
 QUERIES = st.lists(
     st.tuples(
         st.sampled_from(NAMES),
@@ -191,7 +207,9 @@ def test_paths(any_world: World) -> None:
         @FUZZ
         @given(
             st.sampled_from(["GET", "PUT", "PATCH", "POST"]),
-            st.sampled_from(["/keys/{}", "/keys/{}/rotate", "/blocks/{}", "/blocks/{}/{}", "/owners/{}/accept"]),
+            st.sampled_from(
+                ["/keys/{}", "/keys/{}/rotate", "/blocks/{}", "/blocks/{}/{}", "/owners/{}/accept"]
+            ),
             segments,
             segments,
         )

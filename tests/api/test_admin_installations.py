@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import pytest
 from admin_stage import AdminStage
-from harness import World
+
+if TYPE_CHECKING:
+    from harness import World
 
 SYNCED = {"unchanged": 0, "added": 0, "changed": 0, "removed": 0}
 

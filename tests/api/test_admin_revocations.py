@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id, sha256_of
-from harness import World
 
 from broker.sandbox.faults import Fault
+
+if TYPE_CHECKING:
+    from harness import World
 
 METADATA = {"metadata": "read"}
 
@@ -241,12 +243,12 @@ async def test_what_github_refuses_is_told_and_tried_again_until_dead(any_world:
         assert stage.alive(tokens[0])
         assert await stage.issued(key, "acme/widgets") not in tokens
         any_world.github.faults.remove(fault)
-        async with asyncio.timeout(20):
-            while any(stage.alive(token) for token in tokens):
-                await asyncio.sleep(0.1)
-        async with asyncio.timeout(5):
-            while doomed not in {one.get("token_sha256") for one in await stage.events(event="token.revoked")}:
-                await asyncio.sleep(0.1)
+        for _ in range(200):
+            dead = {one.get("token_sha256") for one in await stage.events(event="token.revoked")}
+            if doomed in dead and not any(stage.alive(token) for token in tokens):
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the background gave up")
 
 
 async def test_a_github_that_hangs_is_answered_within_ten_seconds(any_world: World) -> None:

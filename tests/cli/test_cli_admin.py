@@ -72,7 +72,17 @@ def test_a_group_alone_shows_its_help(run: Run, arguments: list[str]) -> None:
 def test_create_prints_the_key_alone(run: Run, broker: FakeBroker) -> None:
     broker.answers = [Say(201, {**RECORD, "key": NEW_KEY})]
     ran = run(
-        *("admin", "keys", "create", "--name", "nightly job", "--repository", "acme/*", "--repository", "other/x"),
+        *(
+            "admin",
+            "keys",
+            "create",
+            "--name",
+            "nightly job",
+            "--repository",
+            "acme/*",
+            "--repository",
+            "other/x",
+        ),
         *("--permission", "contents=read", "--expires-at", "2027-11-01T00:00:00Z", "--rate-limit", "60"),
     )
     assert (ran.code, ran.out) == (0, f"{NEW_KEY}\n")
@@ -143,7 +153,13 @@ def test_wrong_usage_is_2_and_nothing_is_sent(run: Run, broker: FakeBroker, argu
 
 
 def test_list_is_a_table(run: Run, broker: FakeBroker) -> None:
-    other = {**RECORD, "id": "0th3r0th3rAB", "name": "b", "revoked_at": "2026-11-02T00:00:00Z", "expires_at": None}
+    other = {
+        **RECORD,
+        "id": "0th3r0th3rAB",
+        "name": "b",
+        "revoked_at": "2026-11-02T00:00:00Z",
+        "expires_at": None,
+    }
     broker.answers = [
         Say(200, {"keys": [RECORD], "next_cursor": "1"}),
         Say(200, {"keys": [other], "next_cursor": None}),
@@ -215,8 +231,14 @@ def test_revoke(run: Run, broker: FakeBroker, options: list[str], sent: dict[str
     assert (ran.code, ran.out) == (0, "revoked 2, failed 1, pending 0\n")
     assert (len(ran.lines), "2026-11-22T10:00:00Z" in ran.err) == (1, True)
     [seen] = broker.seen
-    assert (seen.method, seen.path, seen.json) == ("POST", "/v1/admin/revocations", {**sent, "reason": "leaked"})
-    assert json.loads(run("admin", "revoke", *options, "--reason", "x", "--json").out)["remaining"] == remaining
+    assert (seen.method, seen.path, seen.json) == (
+        "POST",
+        "/v1/admin/revocations",
+        {**sent, "reason": "leaked"},
+    )
+    assert (
+        json.loads(run("admin", "revoke", *options, "--reason", "x", "--json").out)["remaining"] == remaining
+    )
 
 
 @pytest.mark.parametrize(("typed", "code"), [(b"yes\n", 0), (b"y\n", 2), (b"\n", 2), (b"\x04", 2)])
@@ -245,7 +267,10 @@ def test_blocks(run: Run, broker: FakeBroker) -> None:
     entry = {"owner": "acme", "repository": "acme/etl", "by": KEY_ID, "reason": "r", "created_at": "t"}
     broker.answers = [Say(200, OUTCOME)]
     assert run("admin", "block", "acme/etl", "--reason", "incident").code == 0
-    assert run("admin", "block", "acme", "--reason", "incident", "--json").out == f"{json.dumps(OUTCOME, indent=2)}\n"
+    assert (
+        run("admin", "block", "acme", "--reason", "incident", "--json").out
+        == f"{json.dumps(OUTCOME, indent=2)}\n"
+    )
     broker.answers = [Say(204, b"")]
     ran = run("admin", "unblock", "acme/etl")
     assert (ran.code, ran.out) == (0, "")
@@ -297,7 +322,10 @@ def test_what_may_have_made_a_key_is_not_sent_again(run: Run, broker: FakeBroker
         ["create", "--name", "x", "--repository", "a/*"],
         ["rotate", KEY_ID],
     ):
-        broker.answers = [problem(status, "store_unavailable", Retry_After="1"), Say(201, {**RECORD, "key": NEW_KEY})]
+        broker.answers = [
+            problem(status, "store_unavailable", Retry_After="1"),
+            Say(201, {**RECORD, "key": NEW_KEY}),
+        ]
         broker.seen.clear()
         ran = run("admin", "keys", *command)
         assert (ran.code, len(broker.seen), len(ran.lines)) == (4, 1, 1)
@@ -344,16 +372,21 @@ def test_what_ends_something_is_sent_again(run: Run, broker: FakeBroker, argumen
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "expected"),
-    [(401, "invalid_api_key", 3), (403, "forbidden", 1), (409, "conflict", 1), (422, "invalid_request", 1)],
+    ("refusal", "expected"),
+    [
+        ((401, "invalid_api_key"), 3),
+        ((403, "forbidden"), 1),
+        ((409, "conflict"), 1),
+        ((422, "invalid_request"), 1),
+    ],
 )
 @pytest.mark.parametrize(
     "arguments", [["keys", "list"], ["revoke", "--all", "--reason", "x"], ["audit", "-f"]]
 )
 def test_refusals(
-    run: Run, broker: FakeBroker, status: int, code: str, expected: int, arguments: list[str]
+    run: Run, broker: FakeBroker, refusal: tuple[int, str], expected: int, arguments: list[str]
 ) -> None:
-    broker.answers = [problem(status, code)]
+    broker.answers = [problem(*refusal)]
     ran = run("admin", *arguments)
     assert (ran.code, len(ran.lines), len(broker.seen)) == (expected, 1, 1)
 
@@ -499,7 +532,12 @@ def test_follow_begins_at_a_time(run: Run, broker: FakeBroker) -> None:
 
 
 def test_follow_of_what_has_not_happened_yet_begins_at_the_newest_event(run: Run, broker: FakeBroker) -> None:
-    broker.answers = [events(9, cursor="8"), events(cursor=None), events(10, cursor="10"), events(cursor="10")]
+    broker.answers = [
+        events(9, cursor="8"),
+        events(cursor=None),
+        events(10, cursor="10"),
+        events(cursor="10"),
+    ]
     process = follow(run, "--event", "block.set")
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["id"] == "10"

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from broker.__main__ import cli
 from broker.access.keys import PATTERN
-from broker.settings import Settings, secret_file_fields
+from broker.settings import SECRET_FIELDS, Settings
 from broker.web.errors import TITLES
 from broker.web.openapi import document
 
@@ -23,15 +23,21 @@ def test_every_setting_is_in_the_readme(name: str) -> None:
     assert f"`BROKER_{name}`" in README
 
 
-@pytest.mark.parametrize("name", [name.upper() for name in secret_file_fields()])
+@pytest.mark.parametrize("name", [name.upper() for name in SECRET_FIELDS])
 def test_every_secret_setting_is_marked_as_readable_from_a_file(name: str) -> None:
     assert re.search(rf"`BROKER_{name}`[^|]* †", README), name
 
 
 def test_the_readme_names_no_setting_that_does_not_exist() -> None:
     known = {f"BROKER_{name.upper()}" for name in Settings.model_fields}
-    known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE", "BROKER_ALLOW_INSECURE"}
-    known |= {f"BROKER_{name.upper()}_FILE" for name in secret_file_fields()}
+    known |= {
+        "BROKER_API_URL",
+        "BROKER_API_KEY",
+        "BROKER_API_KEY_FILE",
+        "BROKER_CA_FILE",
+        "BROKER_ALLOW_INSECURE",
+    }
+    known |= {f"BROKER_{name.upper()}_FILE" for name in SECRET_FIELDS}
     named = set(re.findall(r"BROKER_[A-Z_]+[A-Z]", README + SECURITY))
     assert named - known == set()
 

@@ -59,7 +59,7 @@ def test_wraps_belong_to_a_store_a_number_and_a_kek() -> None:
     one, two = (KeyEncryptionKey.of_secret(bytes([fill]) * 32, origin="x") for fill in (1, 2))
     wrapped = one.wrap(1, bytes(32), STORE)
     assert one.unwrap(1, wrapped, STORE) == bytes(32)
-    assert open_data_keys({one.field(1): wrapped}, STORE, [two, one]) == {1: bytes(32)}
+    assert open_data_keys([{one.field(1): wrapped}], STORE, [two, one]) == {1: bytes(32)}
     for kek, number, store, blob in (
         (two, 1, STORE, wrapped),
         (one, 2, STORE, wrapped),
@@ -71,9 +71,9 @@ def test_wraps_belong_to_a_store_a_number_and_a_kek() -> None:
         with pytest.raises(SealError):
             kek.unwrap(number, blob, store)
     with pytest.raises(SealError, match=one.fingerprint):
-        open_data_keys({one.field(1): wrapped}, STORE, [two])
+        open_data_keys([{one.field(1): wrapped}], STORE, [two])
     with pytest.raises(SealError):
-        open_data_keys({}, STORE, [one])
+        open_data_keys([{}], STORE, [one])
     assert one.fingerprint != two.fingerprint
     assert (bytes([1]) * 32).hex() not in repr(one)
     assert one.secret.hex() not in repr(one)
@@ -87,5 +87,16 @@ def test_every_data_key_has_to_open() -> None:
         1: [one.fingerprint], 2: [two.fingerprint],
     }  # fmt: skip
     with pytest.raises(SealError, match="data key 2"):
-        open_data_keys(fields, STORE, [one])
-    assert len(open_data_keys(fields, STORE, [one, two])) == 2
+        open_data_keys([fields], STORE, [one])
+    assert len(open_data_keys([fields], STORE, [one, two])) == 2
+
+
+def test_a_damaged_wrap_leaves_the_whole_ones() -> None:
+    """Each wrap lies in two places, and there is one for each configured key: any one is enough."""
+    one, two = (KeyEncryptionKey.of_secret(bytes([fill]) * 32, origin="x") for fill in (1, 2))
+    good, other = one.wrap(1, bytes(32), STORE), two.wrap(1, bytes(32), STORE)
+    name = one.field(1)
+    assert open_data_keys([{name: b"damaged"}, {name: good}], STORE, [one]) == {1: bytes(32)}
+    assert open_data_keys([{name: b"damaged", two.field(1): other}], STORE, [one, two]) == {1: bytes(32)}
+    with pytest.raises(SealError):
+        open_data_keys([{name: b"damaged"}, {name: b"too"}], STORE, [one])
