@@ -133,8 +133,7 @@ class Ender:
         """Stop; what is in the outbox stays there for the next process."""
         if self._working is not None:
             self._working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._working
+            await asyncio.wait([self._working])
 
     # -- what admins do --------------------------------------------------------------------------
 
@@ -251,7 +250,8 @@ class Ender:
     async def _work_off(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._wake.wait()
             self._wake.clear()
             with contextlib.suppress(StoreError):
                 await self._work_off_once()

@@ -52,8 +52,7 @@ async def kept(store: Store, lead: Lead) -> AsyncIterator[Callable[[], bool]]:
         yield lambda: ours
     finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])  # awaiting the task itself could swallow a cancellation of our own
 
 
 class Installations:

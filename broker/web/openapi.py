@@ -31,6 +31,7 @@ from broker.web.wire import (
     SyncAnswer,
     TokenAnswer,
     TokenBody,
+    WebhookAnswer,
 )
 
 _REF: Final = "#/components/schemas/{model}"
@@ -56,6 +57,7 @@ _MODELS: Final[tuple[type[BaseModel], ...]] = (
     SyncAnswer,
     TokenAnswer,
     TokenBody,
+    WebhookAnswer,
 )
 
 
@@ -125,6 +127,22 @@ _AUDIT: Final[Mapping[str, Mapping[str, Any]]] = {
     "order": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
     **_PAGE,
 }
+
+
+def _webhook() -> dict[str, Any]:
+    operation = _operation(
+        "receiveWebhook",
+        "A signed delivery from GitHub; it can only make the broker forget what it has cached",
+        WebhookAnswer,
+        (400, 401, 413, 415, 503),
+        public=True,
+    )
+    kept = {"description": "queued, or nothing to do", "content": _content(WebhookAnswer)}
+    seen = {"description": "seen before", "content": _content(WebhookAnswer)}
+    responses = operation["responses"] | {"200": seen, "202": kept}
+    header = {"type": "string", "pattern": "^sha256=[0-9a-f]{64}$"}
+    signature = {"name": "X-Hub-Signature-256", "in": "header", "required": True, "schema": header}
+    return operation | {"responses": responses, "parameters": [signature]}
 
 
 def _admin_paths() -> dict[str, Any]:
@@ -270,6 +288,7 @@ def document() -> dict[str, Any]:
                 "get": _operation("whoAmI", "The caller's own record", KeyAnswer, (401, 422, 429, 503))
             },
             **_admin_paths(),
+            "/webhooks/github": {"post": _webhook()},
             "/livez": {"get": _operation("live", "The process answers", ReadyAnswer, (), public=True)},
             "/readyz": {
                 "get": _operation("ready", "State of the parts", ReadyAnswer, (), public=True)

@@ -293,6 +293,12 @@ class AuditAnswer(_Strict):
     next_cursor: str | None
 
 
+class WebhookAnswer(_Strict):
+    """What became of a delivery: ``accepted``, ``ignored`` (nothing to forget) or ``duplicate``."""
+
+    status: str
+
+
 class ReadyAnswer(_Strict):
     """What the background knows of the parts."""
 

@@ -13,6 +13,7 @@ CONTRACT = {
     "invalid_request": {400, 422},
     "not_read_only": {422},
     "invalid_api_key": {401},
+    "invalid_signature": {401},  # beyond the contract: of webhook deliveries
     "forbidden": {403},
     "blocked": {403},
     "installation_suspended": {403},
