@@ -12,6 +12,7 @@ _COMMANDS: Final = {
     "serve": "Run the service.",
     "check": "See whether settings, store, key and GitHub are right.",
     "keys": "Make, list and revoke API keys, straight on the store.",
+    "store": "Look after the store's own keys.",
     "demo": "See it work: an emulated GitHub, the real service and client, a private clone.",
 }
 

@@ -329,6 +329,10 @@ class Backend(Protocol):
         """Write ``dk:`` fields to ``S`` and ``K`` if the store is still this one."""
         ...
 
+    async def drop_wraps(self, store_id: bytes, names: Sequence[str]) -> bool:
+        """Delete ``dk:`` fields from ``S`` and ``K`` if the store is still this one."""
+        ...
+
     async def read(self, want: Want) -> View:
         """READ, merged with what other tasks want in the same loop turn."""
         ...

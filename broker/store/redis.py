@@ -177,6 +177,10 @@ class RedisBackend:
         arguments = (store_id, *_flat(wraps))
         return bool(await self._write(scripts.ADD_WRAPS, ("S", "K"), arguments, replicated=True))
 
+    async def drop_wraps(self, store_id: bytes, names: Sequence[str]) -> bool:
+        """Delete ``dk:`` fields from both places if the store is still this one."""
+        return bool(await self._write(scripts.DROP_WRAPS, ("S", "K"), (store_id, *names), replicated=True))
+
     # -- reading ---------------------------------------------------------------------------------
 
     async def read(self, want: Want) -> View:

@@ -188,6 +188,15 @@ end
 return 1
 """)
 
+DROP_WRAPS: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+for i = 2, #ARGV do
+  redis.call('HDEL', KEYS[1], ARGV[i])
+  redis.call('HDEL', KEYS[2], ARGV[i])
+end
+return 1
+""")
+
 # KEYS: S K R KT A. ARGV: id, epoch, sha, key id, most events, event.
 # Whoever revokes raises the epoch in the step that enumerates KT: a hand-out is before it, or stale.
 HAND: Final = Script("""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from broker.errors import StoreError, StoreLostError, StoreUnavailableError
+from broker.errors import ConflictError, NotFoundError, StoreError, StoreLostError, StoreUnavailableError
 from broker.model import (
     ApiKeyRecord,
     Failure,
@@ -69,6 +69,7 @@ from broker.store.backend import (
     epoch_of,
 )
 from broker.store.seal import (
+    WRAP_PREFIX,
     KeyEncryptionKey,
     Kind,
     Sealer,
@@ -234,6 +235,27 @@ class SealedStore:
         if self._sealer is None and not self._attaching.locked():
             await self._attach()
         return self._attached()
+
+    async def forget_key(self, fingerprint: str) -> None:
+        """Delete the wraps of a key-encryption key that is configured nowhere any more.
+
+        Raises:
+            ConflictError: it is configured here, or a data key would have no wrap left.
+            NotFoundError: the store holds no wrap of it.
+        """
+        store_id, _ = await self._ready()
+        if any(kek.fingerprint == fingerprint for kek in self._keks):
+            raise ConflictError(public="That key is configured here: take it out of the settings first.")
+        state = await self._backend.load()
+        numbers = wrap_numbers({**state.fields, **state.key_wraps})
+        names = [
+            f"{WRAP_PREFIX}{number}:{fingerprint}" for number, held in numbers.items() if fingerprint in held
+        ]
+        if not names:
+            known = sorted({one for held in numbers.values() for one in held})
+            raise NotFoundError(public=f"The store holds no wrap of that key. It has: {', '.join(known)}.")
+        if not await self._backend.drop_wraps(store_id, names):
+            raise self._lost()
 
     def now(self) -> float:
         """Return store time, carried on since the last read."""

@@ -414,6 +414,19 @@ class SqliteBackend:
 
         return await self._write(job)
 
+    async def drop_wraps(self, store_id: bytes, names: Sequence[str]) -> bool:
+        """Delete ``dk:`` fields from both places if the store is still this one."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            if _lost(db, store_id):
+                return False
+            for table in ("state", "key_state"):
+                db.executemany(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in names])  # noqa: S608
+            return True
+
+        return await self._write(job)
+
     # -- reading ---------------------------------------------------------------------------------
 
     async def read(self, want: Want) -> View:

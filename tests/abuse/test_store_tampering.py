@@ -1,6 +1,7 @@
 # ruff: noqa: S608 - table names are constants
 """Whoever reads the store gets nothing; whoever writes to it gains no identity (rule 11, HARDENING 21)."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -11,8 +12,9 @@ from harness import Inside, World, bearer
 from stage import database, events, verdict
 
 from broker.access.keys import checksum, generate
+from broker.errors import ConflictError
 from broker.issuing.keys import KeyRegister
-from broker.store.seal import Kind, Sealer
+from broker.store.seal import KeyEncryptionKey, Kind, Sealer
 
 OK, AWAY = (200, "ok"), (503, "store_unavailable")
 
@@ -331,3 +333,24 @@ async def test_two_stores_do_not_understand_each_other(world: World) -> None:
         assert verdict(await app.token(key, "acme/widgets")) == AWAY
         assert await events(app, "token.issued") == []
     assert oct((world.folder / "second").stat().st_mode)[-3:] == "700"
+
+
+async def test_a_forgotten_key_opens_nothing_any_more(any_world: World) -> None:
+    """The last step of a rotation: whoever has the old key and a later dump gets nothing."""
+    fingerprints = [KeyEncryptionKey.of_secret(bytes([fill]) * 32, origin="x").fingerprint for fill in (1, 2)]
+    async with any_world.inside(encryption_keys=f"{b64(1)},{b64(2)}") as app:
+        key = await app.key("acme/*")
+        with pytest.raises(ConflictError):
+            await app.broker.store.forget_key(fingerprints[0])
+    await asyncio.to_thread(forget, any_world, "0" * 16, b64(2), fingerprints[0])
+    await asyncio.to_thread(forget, any_world, fingerprints[0], b64(2), "no more")
+    async with any_world.inside(encryption_keys=b64(1)) as app:
+        assert verdict(await app.token(key, "acme/widgets")) == AWAY
+    async with any_world.inside(encryption_keys=b64(2)) as app:
+        assert verdict(await app.token(key, "acme/widgets")) == OK
+
+
+def forget(world: World, fingerprint: str, configured: str, said: str) -> None:
+    done = world.command("store", "forget-key", fingerprint, BROKER_ENCRYPTION_KEYS=configured)
+    assert said in done.stderr, done.stderr
+    assert done.returncode == (1 if fingerprint.startswith("0000") else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from admin_stage import AdminStage, key_id
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness import World
 
 FUZZ = settings(
-    max_examples=150,
+    max_examples=1000,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id, sha256_of
 
+from broker.model import Target, TargetKind
+from broker.ports import EndKind
 from broker.sandbox.faults import Fault
 
 if TYPE_CHECKING:
@@ -273,3 +275,26 @@ async def test_a_token_that_is_dead_already_counts_as_revoked(any_world: World) 
         any_world.github.revoke_all()
         answer = await stage.call("POST", "/revocations", json={"all": True, "reason": "x"})
         assert answer.json() == {**NOTHING, "revoked": 1}
+
+
+async def test_what_another_process_was_faster_with_is_not_pending(any_world: World) -> None:
+    async with any_world.inside() as app, any_world.inside() as other:
+        stage = await AdminStage.of(any_world, app)
+        token = await stage.issued(await app.key("acme/*"), "acme/widgets")
+        ended = await app.broker.store.end(EndKind.REVOKE, Target(TargetKind.ALL), None, by="x", reason="y")
+        assert (await other.broker.ender.kill(ended.shas)).revoked == 1
+        assert not stage.alive(token)
+        outcome = await app.broker.ender.kill(ended.shas)
+        assert (outcome.revoked, outcome.failed, outcome.pending, outcome.remaining) == (1, 0, 0, [])
+
+
+async def test_a_token_that_two_endings_reach_is_told_once(any_world: World) -> None:
+    """It stands in the outbox for a repository that it does not reach, and for its owner: it is dead."""
+    async with any_world.inside() as app:
+        stage = await AdminStage.of(any_world, app)
+        token = await stage.issued(await app.key("acme/*"), "acme/widgets")
+        target = Target(TargetKind.REPOSITORY, "acme/gadgets")
+        await app.broker.store.end(EndKind.REVOKE, target, None, by="x", reason="y")
+        answer = await stage.call("POST", "/revocations", json={"owner": "acme", "reason": "x"})
+        assert answer.json() == {**NOTHING, "revoked": 1}
+        assert not stage.alive(token)

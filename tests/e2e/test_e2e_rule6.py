@@ -148,9 +148,7 @@ async def key_round(world: World, http: httpx.AsyncClient, service: Service, loa
     await check_dead(world, mine)
 
 
-async def block_round(
-    world: World, http: httpx.AsyncClient, service: Service, load: Load, name: str
-) -> None:
+async def block_round(world: World, http: httpx.AsyncClient, service: Service, load: Load, name: str) -> None:
     begun = time.monotonic()
     put = await http.put(f"{service.url}/v1/admin/blocks/{name}", json={"reason": "drill"})
     after = time.monotonic()

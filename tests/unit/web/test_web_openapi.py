@@ -71,7 +71,11 @@ async def test_it_names_every_route_and_no_other(world: World) -> None:
         for method in (route.methods or ())
         if method != "HEAD"
     }
-    described = {(re.sub(r"\{\w+\}", "{}", path), method) for path, item in document()["paths"].items() for method in item}
+    described = {
+        (re.sub(r"\{\w+\}", "{}", path), method)
+        for path, item in document()["paths"].items()
+        for method in item
+    }
     assert routes - {DESCRIBES_ITSELF} == described - {DESCRIBES_ITSELF}
 
 
