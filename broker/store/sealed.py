@@ -820,7 +820,18 @@ class _Reach:
 class _Read:
     """``Snapshot`` of one view."""
 
-    __slots__ = ("_query", "_reach", "_sealer", "_store", "_view", "epoch", "gh_offset", "now")
+    __slots__ = (
+        "_installation",
+        "_opened_installation",
+        "_query",
+        "_reach",
+        "_sealer",
+        "_store",
+        "_view",
+        "epoch",
+        "gh_offset",
+        "now",
+    )
 
     def __init__(
         self, store: SealedStore, view: View, query: ReadQuery, reach: _Reach | None, sealer: Sealer
@@ -830,6 +841,8 @@ class _Read:
         self._query = query
         self._reach = reach
         self._sealer = sealer
+        self._installation: Installation | None = None
+        self._opened_installation = False
         self.now = view.now
         self.gh_offset = view.gh_offset
         self.epoch = view.epoch
@@ -867,6 +880,12 @@ class _Read:
         return None
 
     def installation(self) -> Installation | None:
+        if not self._opened_installation:
+            self._installation = self._open_installation()
+            self._opened_installation = True
+        return self._installation
+
+    def _open_installation(self) -> Installation | None:
         scope = self._query.scope
         blob = self._view.strings.get(f"O:{scope.owner}") if scope else None
         if scope is None or blob is None:
