@@ -50,7 +50,7 @@ _EVENT_PARTS: Final = 6
 _AUDIT_CHUNK: Final = 500
 _SWEEP_KEYS: Final = 200
 _WRAP: Final = "dk:"
-_STREAM_ID: Final = re.compile(r"[0-9]{1,19}-[0-9]{1,19}")
+_STREAM_ID: Final = re.compile(r"[1-9][0-9]{0,18}-[0-9]{1,19}")
 _SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
 _OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
 _MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
@@ -726,7 +726,10 @@ def _matching(want: AuditWant, entry_id: str, parts: Mapping[bytes, bytes]) -> S
             return None
     if want.repository is not None and f"|{want.repository}|".encode() not in parts[b"r"]:
         return None
-    return StoredRow(entry_id, int(entry_id.partition("-")[0]) / 1000, parts[b"b"].decode())
+    time = int(entry_id.partition("-")[0]) / 1000
+    if want.until is not None and time >= want.until:
+        return None  # a cursor from another list may lie behind the end of this one
+    return StoredRow(entry_id, time, parts[b"b"].decode())
 
 
 def _info(reply: bytes | None) -> dict[str, str]:

@@ -132,6 +132,9 @@ async def test_since_and_until(any_world: World) -> None:
         assert len(await _events(stage, **far)) == 3
         assert await _events(stage, since=far["until"]) == []
         assert await _events(stage, since=middle, until=middle) == []
+        newest = (await _events(stage))[0]["id"]
+        page = (await stage.call("GET", f"/audit?until={middle}&cursor={newest}")).json()
+        assert [one["key_name"] for one in page["events"]] == ["before", "test"]
 
 
 async def test_following(any_world: World) -> None:
@@ -178,6 +181,7 @@ async def test_following(any_world: World) -> None:
         "cursor=",
         "cursor=x",
         "cursor=-1",
+        "cursor=0-0",
         "cursor=99999999999999999999",
         "limit=0",
         "limit=201",

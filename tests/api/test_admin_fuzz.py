@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness import World
 
 FUZZ = settings(
-    max_examples=1000,
+    max_examples=150,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
