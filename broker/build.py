@@ -288,6 +288,7 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
         github,
         minter,
         installations,
+        turns,
         host=host,
         allowed_owners=allowed,
         timeout_s=settings.request_timeout,

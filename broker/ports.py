@@ -553,9 +553,20 @@ class Store(Protocol):
         ...
 
     async def end(
-        self, kind: EndKind, target: Target, event: AuditEvent | None, *, by: str, reason: str
+        self,
+        kind: EndKind,
+        target: Target,
+        event: AuditEvent | None,
+        *,
+        by: str,
+        reason: str,
+        installation_id: int | None = None,
     ) -> Ended:
-        """END: from the moment this returns nothing that it forbids is handed out, by any replica."""
+        """END: from the moment this returns nothing that it forbids is handed out, by any replica.
+
+        With ``installation_id`` (of an owner) also tokens of that installation are killed that were minted
+        when its owner had another name.
+        """
         ...
 
     async def doomed(self, shas: Sequence[str] | None, *, limit: int) -> Sequence[Doomed]:

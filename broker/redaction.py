@@ -8,7 +8,7 @@ _REDACTIONS: Final = (
     (re.compile(r"ghbk_[0-9A-Za-z]{12}_[0-9A-Za-z]+"), "ghbk_[redacted]"),
     # No length or alphabet of a GitHub token is promised; today's hold dots, dashes and underscores.
     (re.compile(r"gh[a-z]_[A-Za-z0-9._-]{20,}"), "ghs_[redacted]"),
-    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "[redacted JWT]"),
+    (re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"), "[redacted JWT]"),
     (
         re.compile(
             r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL
@@ -21,7 +21,7 @@ _REDACTIONS: Final = (
         ),
         r"\1\2[redacted]",
     ),
-    (re.compile(r"(\w+://)[^/\s:@]*:[^/\s]+@"), r"\1[redacted]@"),
+    (re.compile(r"(://)[^/\s:@]{0,1000}:[^/\s]{1,2000}@"), r"\1[redacted]@"),
 )
 
 

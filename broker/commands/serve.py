@@ -9,6 +9,7 @@ import uvicorn
 from broker import settings as broker_settings
 from broker.build import build, sqlite_path
 from broker.observe import configure_logging
+from broker.web.protocol import BoundedProtocol
 
 _log = logging.getLogger("broker.serve")
 
@@ -48,7 +49,7 @@ def command() -> None:
         port=settings.port,
         workers=settings.workers,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -19,8 +19,8 @@ from broker.audit import Auditor
 from broker.errors import GitHubError, GitHubRateLimitedError, StoreError
 from broker.issuing.installations import kept, pause_for
 from broker.issuing.turns import Turns
-from broker.model import LiveToken, Target
-from broker.ports import AuditEvent, BlockEntry, Doomed, EndKind, Event, GitHub, Store
+from broker.model import LiveToken, Scope, Target, TargetKind
+from broker.ports import AuditEvent, BlockEntry, Doomed, EndKind, Event, GitHub, ReadQuery, Store
 from broker.wording import MAX_TEXT
 
 _log = logging.getLogger(__name__)
@@ -76,9 +76,9 @@ class _Told:
         self._fates.setdefault(one.sha256, {})[one.only] = fate
         self._expiry[one.sha256] = one.expires_at
 
-    def gone(self, shas: Collection[str]) -> None:
+    def gone(self, shas: Collection[str], fate: Fate) -> None:
         for sha in shas:
-            self._fates[sha][""] = Fate.REVOKED
+            self._fates[sha][""] = fate
 
     def outcome(self) -> Outcome:
         outcome = Outcome()
@@ -142,16 +142,31 @@ class Ender:
     ) -> Outcome:
         """End every live token in reach of ``target``; ``installation_id`` if it was named by that."""
         event = replace(_event(Event.TOKEN_REVOKED, target, actor, reason), installation_id=installation_id)
-        ended = await self._store.end(EndKind.REVOKE, target, event, by=actor.key_id, reason=reason)
-        self._auditor.log(event)
-        return await self.kill(ended.shas)
+        return await self._end(EndKind.REVOKE, target, event, actor, reason)
 
     async def block(self, target: Target, actor: Actor, *, reason: str) -> Outcome:
         """Forbid ``target`` until it is lifted, and end every live token that reaches it."""
         event = _event(Event.BLOCK_SET, target, actor, reason)
-        ended = await self._store.end(EndKind.BLOCK, target, event, by=actor.key_id, reason=reason)
+        return await self._end(EndKind.BLOCK, target, event, actor, reason)
+
+    async def _end(
+        self, kind: EndKind, target: Target, event: AuditEvent, actor: Actor, reason: str
+    ) -> Outcome:
+        installation_id = await self._installation_of(target)
+        ended = await self._store.end(
+            kind, target, event, by=actor.key_id, reason=reason, installation_id=installation_id
+        )
         self._auditor.log(event)
-        return await self.kill(ended.shas)
+        conditional = target.kind is TargetKind.REPOSITORY or installation_id is not None
+        return await self.kill(ended.shas, conditional=conditional)
+
+    async def _installation_of(self, target: Target) -> int | None:
+        """Return the installation of an owner: its tokens may be from before the owner was renamed."""
+        if target.kind is not TargetKind.OWNER:
+            return None
+        scope = Scope.of_owner("", target.name, ("metadata",))
+        known = (await self._store.read(ReadQuery(scope=scope))).installation()
+        return known.id if known is not None and not known.foreign else None
 
     async def unblock(self, target: Target, actor: Actor) -> bool:
         """Lift a block; False if there is none."""
@@ -165,12 +180,15 @@ class Ender:
         """Return all blocks."""
         return await self._store.blocks()
 
-    async def kill(self, shas: Sequence[str]) -> Outcome:
-        """Revoke tokens of the outbox at GitHub for some seconds; the background does the rest."""
+    async def kill(self, shas: Sequence[str], *, conditional: bool = False) -> Outcome:
+        """Revoke tokens of the outbox at GitHub for some seconds; the background does the rest.
+
+        ``conditional``: only those die that meet the condition which they stand there with.
+        """
         if not shas:
             return Outcome()
         told = _Told(shas)
-        task = asyncio.create_task(self._kill(shas, told), name="revocation")
+        task = asyncio.create_task(self._kill(shas, told, conditional=conditional), name="revocation")
         await asyncio.wait([task], timeout=ANSWER_WITHIN_S)
         if not task.done():
             task.cancel()
@@ -178,7 +196,7 @@ class Ender:
         self._wake.set()
         return told.outcome()
 
-    async def _kill(self, shas: Sequence[str], told: "_Told") -> None:
+    async def _kill(self, shas: Sequence[str], told: "_Told", *, conditional: bool) -> None:
         for start in range(0, len(shas), _ASKED_AT_MOST):
             part = shas[start : start + _ASKED_AT_MOST]
             with contextlib.suppress(StoreError):
@@ -186,25 +204,31 @@ class Ender:
                 for one in doomed:
                     told.tell(one, Fate.PENDING if one.matches else Fate.SPARED)
                 if len(doomed) < 2 * _ASKED_AT_MOST:
-                    # Not in the outbox any more: another process was faster.
-                    told.gone(set(part) - {one.sha256 for one in doomed})
+                    # Not in the outbox any more: another process was faster. Where a condition decided,
+                    # nobody can tell now what became of them: not counted, rather than said to be dead.
+                    fate = Fate.SPARED if conditional else Fate.REVOKED
+                    told.gone(set(part) - {one.sha256 for one in doomed}, fate)
                 await self._end_all(doomed, told.tell)
 
     # -- one by one ------------------------------------------------------------------------------
 
     async def _end_all(self, doomed: Sequence[Doomed], tell: Callable[[Doomed, Fate], None]) -> bool:
         """Have tokens die; return whether all did."""
-        fates = await asyncio.gather(*(self._end_one(one, tell) for one in doomed))
-        return all(fate in {Fate.REVOKED, Fate.SPARED} for fate in fates)
-
-    async def _end_one(self, one: Doomed, tell: Callable[[Doomed, Fate], None]) -> Fate:
-        if one.token is None or not one.matches:
-            # Not in reach, or expired and gone from the register: nothing to do at GitHub.
+        # Not in reach, or expired and gone from the register: nothing to do at GitHub.
+        spared = [one for one in doomed if one.token is None or not one.matches]
+        for start in range(0, len(spared), _BATCH):
+            part = spared[start : start + _BATCH]
             with contextlib.suppress(StoreError):
-                await self._store.settle([(one, None)])
-            tell(one, Fate.SPARED)
-            return Fate.SPARED
-        fate = await self._end_at_github(one, one.token)
+                await self._store.settle([(one, None) for one in part])
+            for one in part:
+                tell(one, Fate.SPARED)
+        fates = await asyncio.gather(
+            *(self._end_one(one, one.token, tell) for one in doomed if one.token is not None and one.matches)
+        )
+        return all(fate is Fate.REVOKED for fate in fates)
+
+    async def _end_one(self, one: Doomed, token: LiveToken, tell: Callable[[Doomed, Fate], None]) -> Fate:
+        fate = await self._end_at_github(one, token)
         tell(one, fate)
         return fate
 

@@ -219,32 +219,38 @@ class KeyRegister:
             NotFoundError: there is no such key.
             ConflictError: it has ended, or it is the one from the settings.
         """
-        entry = await self._changeable(key_id)
-        if entry.record.ended(self._store.now()):
-            raise ConflictError(public="That key has expired. Make a new one.")
-        old = entry.record
-        policy = KeyPolicy(old.name, old.role, old.repositories, old.permissions, old.rate_limit_per_minute)
-        key, record = await self.create(policy, by=by, expires_at=old.expires_at, actor=actor)
-        try:
-            await self._end_rotated(key_id, overlap_s, _event(Event.KEY_ROTATED, old, by, actor))
-        except BrokerError:
-            await self.revoke(record.id, by=by, actor=actor, kill=False)  # nobody was shown it
-            raise
-        return key, record
-
-    async def _end_rotated(self, key_id: str, overlap_s: int, event: AuditEvent) -> None:
         for _ in range(_ATTEMPTS):
             entry = await self._changeable(key_id)
-            now = int(self._store.now())
-            if overlap_s:
-                ends = min(now + overlap_s, entry.record.expires_at or now + overlap_s)
-                after = replace(entry.record, expires_at=ends)
-            else:
-                after = replace(entry.record, revoked_at=now)
-            if await self._store.write_key(entry, after, event, narrows=True) is not None:
-                self._log(event)
-                return
+            old = entry.record
+            if old.ended(self._store.now()):
+                raise ConflictError(public="That key has expired. Make a new one.")
+            policy = KeyPolicy(
+                old.name, old.role, old.repositories, old.permissions, old.rate_limit_per_minute
+            )
+            key, record = await self.create(policy, by=by, expires_at=old.expires_at, actor=actor)
+            try:
+                done = await self._end_rotated(entry, overlap_s, _event(Event.KEY_ROTATED, old, by, actor))
+            except BrokerError:
+                await self.revoke(record.id, by=by, actor=actor, kill=False)  # nobody was shown it
+                raise
+            if done:
+                return key, record
+            # The old key's policy changed meanwhile: the copy of the older one must not live on.
+            await self.revoke(record.id, by=by, actor=actor, kill=False)
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
+
+    async def _end_rotated(self, entry: KeyEntry, overlap_s: int, event: AuditEvent) -> bool:
+        """End the old key if it still is what the new one is a copy of."""
+        now = int(self._store.now())
+        if overlap_s:
+            ends = min(now + overlap_s, entry.record.expires_at or now + overlap_s)
+            after = replace(entry.record, expires_at=ends)
+        else:
+            after = replace(entry.record, revoked_at=now)
+        if await self._store.write_key(entry, after, event, narrows=True) is None:
+            return False
+        self._log(event)
+        return True
 
     async def revoke(
         self, key_id: str, *, by: str, actor: Actor | None = None, kill: bool = False

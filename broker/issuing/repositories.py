@@ -8,6 +8,7 @@ import base64
 import binascii
 import contextlib
 import json
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +23,14 @@ from broker.errors import (
     InvalidRequestError,
     NotInstalledError,
     OvertakenError,
+    RateLimitedError,
     StoreError,
     StoreUnavailableError,
 )
 from broker.issuing.installations import Installations, pause_for
 from broker.issuing.minting import Minter
-from broker.model import ApiKeyRecord, Grant, LiveToken, Repository, Scope
+from broker.issuing.turns import Turns
+from broker.model import ApiKeyRecord, Grant, LiveToken, Repository, RepositoryPage, Scope
 from broker.ports import GitHub, Page, ReadQuery, Store
 
 Reply = TypeVar("Reply")
@@ -35,6 +38,11 @@ Reply = TypeVar("Reply")
 _CALLS_PER_REQUEST: Final = 10
 _ATTEMPTS: Final = 4
 _OWNERS_TTL_S: Final = 60.0
+_PAGES_TTL_S: Final = 30.0
+_PAGES_KEPT: Final = 256
+CALLS_PER_MINUTE: Final = 60
+"""List calls that one key may cause in a minute."""
+
 _MIN_LIFE_S: Final = 60.0
 
 
@@ -81,6 +89,7 @@ class RepositoryList:
         github: the list.
         minter: the broker's own tokens.
         installations: finds and watches owners.
+        turns: bounds concurrent calls to GitHub.
         host: of the scopes.
         allowed_owners: lower case; None for all.
         timeout_s: for one page.
@@ -92,6 +101,7 @@ class RepositoryList:
         github: GitHub,
         minter: Minter,
         installations: Installations,
+        turns: Turns,
         *,
         host: str,
         allowed_owners: frozenset[str] | None,
@@ -101,10 +111,12 @@ class RepositoryList:
         self._github = github
         self._minter = minter
         self._installations = installations
+        self._turns = turns
         self._host = host
         self._allowed_owners = allowed_owners
         self._timeout_s = timeout_s
         self._owners: tuple[float, tuple[str, ...]] | None = None
+        self._pages: OrderedDict[tuple[int, int], tuple[float, RepositoryPage]] = OrderedDict()
 
     async def page(self, caller: ApiKeyRecord, *, cursor: str | None, limit: int) -> Page[Reachable]:
         """Return at most ``limit`` repositories from ``cursor`` on; a page may be short.
@@ -133,9 +145,7 @@ class RepositoryList:
                 if calls == _CALLS_PER_REQUEST:
                     return Page(tuple(found), at.cursor())
                 calls += 1
-                part = await self._unless_paused(
-                    owner, partial(self._github.installation_repositories, token.token, page=at.page)
-                )
+                part = await self._part(caller, owner, token, at.page)
                 for index, repository in enumerate(part.repositories[at.index :], at.index):
                     if not reaches(caller.repositories, repository.full_name.lower()):
                         continue
@@ -146,6 +156,33 @@ class RepositoryList:
                     break
                 at = _Position(owner, part.next_page)
         return Page(tuple(found))
+
+    async def _part(self, caller: ApiKeyRecord, owner: str, token: LiveToken, page: int) -> RepositoryPage:
+        """Return one of GitHub's pages, a minute old at most; a key may cause so many calls a minute.
+
+        The calls draw on the installation's hourly quota, which all of its callers share.
+        """
+        now = asyncio.get_running_loop().time()
+        name = (token.installation_id, page)
+        kept = self._pages.get(name)
+        if kept is not None and kept[0] > now:
+            return kept[1]
+        granted, left_s = await self._store.take(f"{caller.id}:list", chunk=1, limit=CALLS_PER_MINUTE)
+        if not granted:
+            raise RateLimitedError(
+                "the key's budget of list calls is used up",
+                public="This key has listed too much this minute.",
+                retry_after_s=left_s,
+            )
+        async with self._turns.turn(owner):
+            part = await self._unless_paused(
+                owner, partial(self._github.installation_repositories, token.token, page=page)
+            )
+        self._pages[name] = now + _PAGES_TTL_S, part
+        self._pages.move_to_end(name)
+        while len(self._pages) > _PAGES_KEPT:
+            self._pages.popitem(last=False)
+        return part
 
     async def _unless_paused(self, owner: str | None, call: Callable[[], Awaitable[Reply]]) -> Reply:
         """Call GitHub unless it asked to wait; should it ask now, everyone pauses."""

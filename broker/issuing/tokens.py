@@ -34,6 +34,8 @@ from broker.ports import AuditEvent, Event, HandResult, ReadQuery, Snapshot, Sto
 _ATTEMPTS: Final = 5
 _HANDED_REMEMBERED: Final = 100_000
 REFRESH_GATE_S: Final = 30.0
+_DENIED_NAMES: Final = 20
+"""So many names of a refused request are kept: what is refused must not fill the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,16 @@ class Issuer:
             InvalidApiKeyError: unknown, wrong, expired or revoked.
             StoreError: the store cannot tell; also for the key from the settings.
         """
-        snapshot = await self._store.read(ReadQuery(key_id=presented.id))
-        return self._authenticated(presented, snapshot)
+        return (await self._read(presented, None))[0]
+
+    async def _read(self, presented: PresentedKey, scope: Scope | None) -> tuple[ApiKeyRecord, Snapshot]:
+        """READ, and who it is; again if the key's record changed in that very moment."""
+        seen = await self._store.read(ReadQuery(presented.id, scope))
+        try:
+            return self._authenticated(presented, seen), seen
+        except OvertakenError:
+            seen = await self._store.read(ReadQuery(presented.id, scope))
+            return self._authenticated(presented, seen), seen
 
     async def admitted(self, presented: PresentedKey, origin: Origin) -> ApiKeyRecord:
         """Return the caller's record and count the request against the key's own limit.
@@ -210,8 +220,7 @@ class Issuer:
     ) -> Issued:
         way = _Way(refresh=request.refresh)
         for attempt in range(_ATTEMPTS):
-            seen = await self._store.read(ReadQuery(presented.id, request.scope))
-            caller = self._authenticated(presented, seen)
+            caller, seen = await self._read(presented, request.scope)
             who[:] = [caller]
             if attempt == 0:
                 await self._limits.take(caller)
@@ -331,7 +340,7 @@ class Issuer:
             key_id=who.id if who else None,
             key_name=who.name if who else None,
             owner=scope.owner if scope else None,
-            repositories=scope.repositories if scope else None,
+            repositories=scope.repositories[:_DENIED_NAMES] if scope and scope.repositories else None,
             permissions=scope.permissions if scope else None,
             code=error.code,
             reason=str(error),

@@ -17,7 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from broker.errors import ConflictError, NotFoundError, StoreError, StoreLostError, StoreUnavailableError
+from broker.errors import (
+    ConflictError,
+    NotFoundError,
+    OvertakenError,
+    StoreError,
+    StoreLostError,
+    StoreUnavailableError,
+)
 from broker.model import (
     ApiKeyRecord,
     Failure,
@@ -103,7 +110,8 @@ class SealedStore:
         self._sealer: Sealer | None = None
         self._store_id: bytes | None = None
         self._highest_epoch = 0
-        self._versions: OrderedDict[str, int] = OrderedDict()
+        self._highest_at = 0.0
+        self._versions: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
         self._forgetting: set[asyncio.Task[None]] = set()
@@ -148,6 +156,7 @@ class SealedStore:
         async with self._attaching:
             try:
                 await self._backend.connect()
+                asked_at = asyncio.get_running_loop().time()
                 state = await self._backend.load()
                 if not state.fields and state.keys_id is None and not state.holds_keys:
                     await self._create()
@@ -160,7 +169,7 @@ class SealedStore:
                     )
                 if self._store_id not in {None, store_id}:
                     raise StoreLostError("this is another store than the one this process has seen")
-                self._check_epoch(int(state.fields.get("epoch", b"0")))
+                self._check_epoch(int(state.fields.get("epoch", b"0")), asked_at)
                 wraps = {**state.key_wraps, **state.fields}
                 try:
                     data_keys = open_data_keys((state.fields, state.key_wraps), store_id, self._keks)
@@ -198,12 +207,14 @@ class SealedStore:
         ):
             _log.info("store created", extra={"store_id": store_id.decode()})
 
-    def _check_epoch(self, epoch: int) -> None:
-        if epoch < self._highest_epoch:
+    def _check_epoch(self, epoch: int, asked_at: float) -> None:
+        """Notice a store that went back; a read that was overtaken by another has merely seen less."""
+        if epoch > self._highest_epoch:
+            self._highest_epoch, self._highest_at = epoch, asyncio.get_running_loop().time()
+        elif epoch < self._highest_epoch and asked_at > self._highest_at:
             raise StoreLostError(
                 f"the store went back from epoch {self._highest_epoch} to {epoch} (an older copy?)"
             )
-        self._highest_epoch = epoch
 
     def _detach(self, error: StoreError) -> None:
         health = StoreHealth.LOST if isinstance(error, StoreLostError) else StoreHealth.DOWN
@@ -282,6 +293,7 @@ class SealedStore:
             keys=(query.key_id,) if query.key_id else (),
             strings=reach.strings if reach else (),
         )
+        asked_at = asyncio.get_running_loop().time()
         try:
             view = await self._backend.read(want)
         except StoreUnavailableError as error:
@@ -290,26 +302,33 @@ class SealedStore:
         if view.store_id != store_id or view.keys_id != store_id:
             raise self._lost()
         try:
-            self._check_epoch(view.epoch)
+            self._check_epoch(view.epoch, asked_at)
         except StoreLostError as error:
             self._detach(error)
             raise
         self.health = StoreHealth.OK
         self._read_now, self._read_at = view.now, asyncio.get_running_loop().time()
-        return _Read(self, view, query, reach, sealer)
+        return _Read(self, view, query, reach=reach, sealer=sealer, asked_at=asked_at)
 
-    def remember_version(self, record: ApiKeyRecord) -> None:
+    def remember_version(self, record: ApiKeyRecord, asked_at: float) -> None:
         """Refuse a record older than one this process has seen: somebody put it back.
 
+        Args:
+            record: as it was read, or written.
+            asked_at: loop time at which the read was asked for, or the write.
+
         Raises:
-            StoreLostError: it is older.
+            StoreLostError: it is older than one seen before it was asked for.
+            OvertakenError: a newer one was written while it was read: read again.
         """
-        seen = self._versions.get(record.id, 0)
+        seen, seen_at = self._versions.get(record.id, (0, 0.0))
+        if record.version < seen and asked_at <= seen_at:
+            raise OvertakenError("a key's record changed while it was read", retry_after_s=1.0)
         if record.version < seen:
             _log.critical("key record put back to an older version", extra={"key_id": record.id})
             raise StoreLostError(f"the record of key {record.id} went back from version {seen}")
         if record.version > seen:
-            self._versions[record.id] = record.version
+            self._versions[record.id] = record.version, asyncio.get_running_loop().time()
             self._versions.move_to_end(record.id)
             if len(self._versions) > _VERSIONS_REMEMBERED:
                 self._versions.popitem(last=False)
@@ -592,14 +611,21 @@ class SealedStore:
             raise self._lost()
         if verdict != "ok":
             return None
-        self.remember_version(record)  # whoever wrote the newer one knows that the older is old
+        self.remember_version(
+            record, asyncio.get_running_loop().time()
+        )  # whoever wrote the newer one knows that the older is old
         return shas
 
     async def find_key(self, key_id: str) -> KeyEntry | None:
         """Return one key."""
         await self._ready()
         snapshot = await self.read(ReadQuery(key_id=key_id))
-        record, version = snapshot.key(), snapshot.raw_key()
+        try:
+            record = snapshot.key()
+        except OvertakenError:
+            snapshot = await self.read(ReadQuery(key_id=key_id))
+            record = snapshot.key()
+        version = snapshot.raw_key()
         if record is None or version is None:
             return None
         return KeyEntry(record, version, await self._backend.last_used(key_id))
@@ -616,7 +642,14 @@ class SealedStore:
     # -- END and its outbox ----------------------------------------------------------------------
 
     async def end(
-        self, kind: EndKind, target: Target, event: AuditEvent | None, *, by: str, reason: str
+        self,
+        kind: EndKind,
+        target: Target,
+        event: AuditEvent | None,
+        *,
+        by: str,
+        reason: str,
+        installation_id: int | None = None,
     ) -> Ended:
         """END."""
         store_id, sealer = await self._ready()
@@ -635,8 +668,8 @@ class SealedStore:
                 blocks=blocks,
                 wide=f"b:w:{target.owner}" if blocks and target.kind is TargetKind.REPOSITORY else "",
                 must_exist=block if kind is EndKind.UNBLOCK else "",
-                reach=_end_reach(target) if kills else "",
-                only=target.name if target.kind is TargetKind.REPOSITORY else "",
+                reach="" if not kills else "all" if installation_id else _end_reach(target),
+                only=_end_only(target, installation_id),
                 note=_note(by, reason, event.request_id if event else None),
                 audit=_row(event) if event else None,
             )
@@ -657,7 +690,6 @@ class SealedStore:
                 token = _parse_token(entry.scope, sealer.open(Kind.TOKEN, entry.scope, entry.blob))
             except SealError as error:
                 _log.critical("a registered token was refused", extra={"cause": str(error)})
-        target = Target(TargetKind.REPOSITORY, entry.only) if entry.only else Target(TargetKind.OWNER)
         try:
             note = json.loads(entry.note)
         except ValueError:
@@ -666,7 +698,7 @@ class SealedStore:
             sha256=entry.sha,
             only=entry.only,
             token=token,
-            matches=token is not None and target.reached_by(token),
+            matches=token is not None and _matches(entry, token),
             owner=entry.owner,
             expires_at=entry.expires_at,
             by=str(note.get("by", "")),
@@ -821,6 +853,7 @@ class _Read:
     """``Snapshot`` of one view."""
 
     __slots__ = (
+        "_asked_at",
         "_installation",
         "_opened_installation",
         "_query",
@@ -834,9 +867,17 @@ class _Read:
     )
 
     def __init__(
-        self, store: SealedStore, view: View, query: ReadQuery, reach: _Reach | None, sealer: Sealer
+        self,
+        store: SealedStore,
+        view: View,
+        query: ReadQuery,
+        *,
+        reach: _Reach | None,
+        sealer: Sealer,
+        asked_at: float,
     ) -> None:
         self._store = store
+        self._asked_at = asked_at
         self._view = view
         self._query = query
         self._reach = reach
@@ -863,7 +904,7 @@ class _Read:
         if blob is None or self._query.key_id is None:
             return None
         record = _open_key(self._sealer, self._query.key_id, blob)
-        self._store.remember_version(record)
+        self._store.remember_version(record, self._asked_at)
         return record
 
     def _mark(self, *names: str) -> int:
@@ -962,6 +1003,21 @@ def _end_reach(target: Target) -> str:
             return f"t:{target.name}"
         case _:
             return f"o:{target.owner}"
+
+
+def _end_only(target: Target, installation_id: int | None) -> str:
+    """Return the condition on tokens that an ending stores with them in the outbox."""
+    if target.kind is TargetKind.REPOSITORY:
+        return target.name
+    return f"#{installation_id}|{target.name}" if installation_id else ""
+
+
+def _matches(entry: OutboxEntry, token: LiveToken) -> bool:
+    """Return whether a token meets the condition that it stands in the outbox with."""
+    if entry.only.startswith("#"):
+        number, _, owner = entry.only[1:].partition("|")
+        return entry.owner == owner or str(token.installation_id) == number
+    return not entry.only or Target(TargetKind.REPOSITORY, entry.only).reached_by(token)
 
 
 def _open_hook(sealer: Sealer, stored: bytes) -> HookWork | None:

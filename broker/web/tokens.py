@@ -109,10 +109,11 @@ class Tokens:
             raise InvalidRequestError(public="repositories: name some, or an owner instead, not both.")
         permissions = parse_permissions(body.permissions if "permissions" in given else None)
         if "repositories" in given:
-            if any(len(text) >= _SECRETS_FROM and holds_secret(text) for text in body.repositories):
-                # Names go to GitHub and into the audit.
-                raise InvalidRequestError(public="repositories: a key or a token stands where a name should.")
             names = [_of_field("repositories", RepositoryName.parse, text) for text in body.repositories]
+            # Only what has the form, and so the length, of a name is looked at: names go to GitHub and
+            # into the audit.
+            if any(len(text) >= _SECRETS_FROM and holds_secret(text) for text in body.repositories):
+                raise InvalidRequestError(public="repositories: a key or a token stands where a name should.")
             scope = Scope.of_repositories(self._host, names, permissions)
         else:
             scope = Scope.of_owner(self._host, _of_field("owner", parse_owner, body.owner), permissions)

@@ -1,5 +1,6 @@
 """Bodies on the wire: strict models, and the one way in which a body or a header is read."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from broker.errors import (
 )
 
 MAX_BODY: Final = 64 * 1024
+BODY_WITHIN_S: Final = 10.0
 MAX_MIN_TTL_S: Final = 3300
 MAX_PAGE: Final = 200
 MAX_OVERLAP_S: Final = 7 * 86400
@@ -351,11 +353,15 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         raise UnsupportedMediaTypeError(f"content type {kind[:60]!r}")
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise PayloadTooLargeError
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise PayloadTooLargeError
+                chunks.append(chunk)
+    except TimeoutError:
+        raise MalformedRequestError(public="The body did not arrive in time.") from None
     return b"".join(chunks)
 
 
