@@ -76,6 +76,7 @@ class Auditor:
             self._put(name, _Tally(event, 1, now))
         else:
             tally.count += 1
+            tally.event = event  # of those that are counted the last one is told
 
     async def denied(self, event: AuditEvent) -> None:
         """Note a refusal to a key that exists: stored at once, then once a minute with a count."""
@@ -85,6 +86,7 @@ class Auditor:
         tally = self._tallies.get(name)
         if tally is not None and now - tally.written_at < EVERY_S:
             tally.count += 1
+            tally.event = event
             return
         count = 1 + (tally.count if tally is not None else 0)
         self._put(name, _Tally(event, 0, now))

@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -362,6 +363,11 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
         settings = Settings(**{**values, **overrides})
     except ValidationError as error:
         problems += _lines(error)
+        given = {name for name in Settings.model_fields if environment.get(f"{PREFIX}{name.upper()}")}
+        named = any("GITHUB_CLIENT_ID" in line for line in problems)
+        if not named and not {"github_client_id", "github_app_id"} & {*given, *overrides}:
+            # The check of the whole does not run while a part is wrong; nobody likes to be told in turns.
+            problems.append(f"{PREFIX}GITHUB_CLIENT_ID (or {PREFIX}GITHUB_APP_ID) is not set")
     if settings is not None:
         problems += _secrets_problems(settings)
     if problems or settings is None:
@@ -387,4 +393,11 @@ def _secrets_problems(settings: Settings) -> list[str]:
             check()
         except (BrokerError, ValueError) as error:
             problems.append(f"{PREFIX}{name}: {error}")
+    if settings.tls_cert_file is not None:
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file, password="")
+        except (OSError, ValueError):  # ssl.SSLError is an OSError
+            named = f"{PREFIX}TLS_CERT_FILE, {PREFIX}TLS_KEY_FILE"
+            problems.append(f"{named}: no PEM certificate and the key that belongs to it")
     return problems

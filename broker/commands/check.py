@@ -1,18 +1,19 @@
 """``broker check``: what is wrong, before a caller finds out; asks the store and GitHub."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import click
 
 from broker import settings as broker_settings
-from broker.build import Broker, build, install_page
-from broker.errors import GitHubError, StoreError
+from broker.build import Broker, build, install_page, sqlite_path
+from broker.errors import GitHubError, GitHubRejectedAppError, StoreError
 from broker.model import App
-from broker.observe import configure_logging
 from broker.settings import Settings
 
 SKEW_S: Final = 30.0
@@ -31,7 +32,7 @@ class Finding:
 def command() -> None:
     """See whether settings, store, key and GitHub are right; exit status 0 or 1."""
     settings = broker_settings.load()
-    configure_logging(form=settings.log_format, level="error")
+    logging.disable(logging.CRITICAL)  # the findings say it all, once
     findings = asyncio.run(_check(settings))
     for finding in findings:
         mark, color = _MARKS[finding.level]
@@ -52,7 +53,6 @@ async def _check(settings: Settings) -> list[Finding]:
 @asynccontextmanager
 async def _opened(broker: Broker) -> AsyncIterator[Broker]:
     await broker.github.open()
-    await broker.store.open()
     try:
         yield broker
     finally:
@@ -70,6 +70,9 @@ def _check_settings(settings: Settings) -> list[Finding]:
         findings.append(
             Finding("warning", "BROKER_ADMIN_KEY is set: make admin keys with it, then take it out")
         )
+    env = Path(".env")
+    if env.is_file() and env.stat().st_mode & 0o077:
+        findings.append(Finding("warning", f"{env.absolute()} can be read by others: chmod 600"))
     loopback = broker_settings.is_loopback(settings.host)
     if not loopback and settings.tls_cert_file is None:
         findings.append(
@@ -79,12 +82,17 @@ def _check_settings(settings: Settings) -> list[Finding]:
 
 
 async def _check_store(broker: Broker) -> list[Finding]:
+    url = broker.settings.store_url.get_secret_value()
+    name = str(sqlite_path(url).absolute()) if url.startswith("sqlite:") else url.partition(":")[0]
+    if url.startswith("sqlite:") and not sqlite_path(url).exists():
+        return [Finding("warning", f"store {name} does not exist yet: broker serve makes it")]
+    await broker.store.open()
     try:
         warnings = await broker.store.warnings()
         page = await broker.store.list_keys(cursor=None, limit=1)
     except StoreError as error:
         return [Finding("problem", f"store: {error}")]
-    findings = [Finding("ok", "store answers and opens")]
+    findings = [Finding("ok", f"store {name} answers and opens")]
     findings += [Finding("warning", f"store: {line}") for line in warnings]
     if not page.items:
         findings.append(
@@ -96,12 +104,12 @@ async def _check_store(broker: Broker) -> list[Finding]:
 
 
 async def _check_github(broker: Broker) -> list[Finding]:
+    settings = broker.settings
     try:
         app = await broker.github.app()
         installations = await broker.github.installations()
     except GitHubError as error:
-        return [Finding("problem", f"GitHub: {error.public} ({error})")]
-    settings = broker.settings
+        return [Finding("problem", f"GitHub at {settings.github_api_url}: {error}{_advice(error, settings)}")]
     findings = [Finding("ok", f"GitHub knows the app as {app.slug} (id {app.id}, owner {app.owner})")]
     findings += _check_permissions(app)
     skew = broker.github.observed_skew_s
@@ -113,9 +121,27 @@ async def _check_github(broker: Broker) -> list[Finding]:
     if not installations:
         findings.append(Finding("warning", f"the app is installed nowhere yet: {page}"))
     for one in installations:
-        state = "suspended" if one.suspended else f"{one.selection} repositories"
-        findings.append(Finding("warning" if one.suspended else "ok", f"installed on {one.login}: {state}"))
+        if settings.allowed_owners and one.login.lower() not in settings.allowed_owners:
+            findings.append(
+                Finding("warning", f"installed on {one.login}, which BROKER_ALLOWED_OWNERS leaves out")
+            )
+        elif one.suspended:
+            findings.append(
+                Finding("warning", f"installed on {one.login}, suspended: an owner has to unsuspend it")
+            )
+        else:
+            findings.append(Finding("ok", f"installed on {one.login}: {one.selection} repositories"))
     return findings
+
+
+def _advice(error: GitHubError, settings: Settings) -> str:
+    """Return what to do about GitHub's refusal of the app itself."""
+    if not isinstance(error, GitHubRejectedAppError):
+        return ""
+    return (
+        f". Is {settings.issuer} the app's id, and one of the keys above on its page? "
+        "Else generate one there and set BROKER_GITHUB_PRIVATE_KEY_FILE"
+    )
 
 
 def _check_permissions(app: App) -> list[Finding]:

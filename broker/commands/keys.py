@@ -1,45 +1,21 @@
 """``broker keys``: API keys straight on the store, by the same atomic steps as the API."""
 
-import asyncio
 import getpass
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from broker import settings as broker_settings
 from broker.access.keys import KEY_ID, generate
-from broker.build import build_backend, build_keks
-from broker.errors import BrokerError
+from broker.commands.opened import with_store
 from broker.issuing.keys import KeyPolicy, KeyRegister
 from broker.model import Role
-from broker.observe import configure_logging
 from broker.store.sealed import SealedStore
 from broker.web.tokens import key_answer
+from broker.wording import rfc3339
 
-R = TypeVar("R")
 BY = "broker keys"
-
-
-def _with_register(work: Callable[[KeyRegister], Awaitable[R]]) -> R:
-    """Run ``work`` on the register of the configured store."""
-
-    async def run() -> R:
-        settings = broker_settings.load()
-        configure_logging(form=settings.log_format, level="critical")  # an error ends the command
-        store = SealedStore(build_backend(settings), build_keks(settings))
-        await store.open()
-        try:
-            return await work(KeyRegister(store))
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
-def _fail(error: BrokerError) -> click.ClickException:
-    return click.ClickException(error.public if str(error) == error.public else f"{error.public} ({error})")
 
 
 @click.group("keys")
@@ -86,6 +62,8 @@ def create(
     if not repositories and not admin:
         raise click.UsageError("--repository is needed, such as --repository 'acme/*'")
     seconds: Any = None
+    if expires_in is not None and expires_in.strip().isdecimal():
+        raise click.BadParameter("90 of what? Write 90d or 12h.", param_hint="--expires-in")
     if expires_in is not None:
         try:
             seconds = broker_settings.parse_duration(expires_in)
@@ -93,7 +71,7 @@ def create(
             raise click.BadParameter(str(error), param_hint="--expires-in") from None
     wanted = {one.partition("=")[0]: one.partition("=")[2] or "read" for one in permissions}
 
-    async def work(register: KeyRegister) -> str:
+    async def work(store: SealedStore) -> str:
         policy = KeyPolicy.parse(
             name=name,
             role=Role.ADMIN if admin else Role.CALLER,
@@ -101,15 +79,14 @@ def create(
             permissions=wanted or None,
             rate_limit_per_minute=rate_limit,
         )
-        key, _ = await register.create(policy, by=f"{BY} ({_user()})", expires_in_s=seconds)
+        key, record = await KeyRegister(store).create(policy, by=f"{BY} ({_user()})", expires_in_s=seconds)
+        ends = "never ends" if record.expires_at is None else f"ends {rfc3339(record.expires_at)}"
+        click.echo(
+            f"key {record.id} for {', '.join(record.repositories) or 'administering'}, {ends}", err=True
+        )
         return key.reveal()
 
-    try:
-        click.echo(_with_register(work))
-    except BrokerError as error:
-        if error.code == "settings":
-            raise
-        raise _fail(error) from None
+    click.echo(with_store(work))
 
 
 @command.command("list")
@@ -117,23 +94,17 @@ def create(
 def list_(*, as_json: bool) -> None:
     """List keys, oldest first."""
 
-    async def work(register: KeyRegister) -> list[dict[str, object]]:
+    async def work(store: SealedStore) -> list[dict[str, object]]:
         found: list[dict[str, object]] = []
         cursor = None
         while True:
-            page = await register.list(cursor=cursor, limit=200)
+            page = await KeyRegister(store).list(cursor=cursor, limit=200)
             found += [key_answer(entry.record, entry.last_used_at) for entry in page.items]
             cursor = page.next_cursor
             if cursor is None:
                 return found
 
-    try:
-        rows = _with_register(work)
-    except BrokerError as error:
-        if error.code == "settings":
-            raise
-        raise _fail(error) from None
-    for row in rows:
+    for row in with_store(work):
         if as_json:
             click.echo(json.dumps(row))
             continue
@@ -156,12 +127,7 @@ def revoke(key_id: str) -> None:
     """Revoke a key by its id (the 12 characters after ghbk_), at once and on every replica."""
     if not KEY_ID.fullmatch(key_id):
         raise click.BadParameter("a key id is the 12 characters after ghbk_", param_hint="KEY_ID")
-    try:
-        _with_register(lambda register: register.revoke(key_id, by=f"{BY} ({_user()})"))
-    except BrokerError as error:
-        if error.code == "settings":
-            raise
-        raise _fail(error) from None
+    with_store(lambda store: KeyRegister(store).revoke(key_id, by=f"{BY} ({_user()})"))
     click.echo(f"{key_id} is revoked", err=True)
 
 

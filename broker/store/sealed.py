@@ -247,6 +247,14 @@ class SealedStore:
             await self._attach()
         return self._attached()
 
+    async def wrapping_keys(self) -> list[tuple[str, str | None]]:
+        """Return the fingerprints of the keys that open this store, each with the setting it is in."""
+        await self._ready()
+        state = await self._backend.load()
+        held = wrap_numbers({**state.fields, **state.key_wraps}).values()
+        origins = {kek.fingerprint: kek.origin for kek in self._keks}
+        return [(one, origins.get(one)) for one in sorted({one for many in held for one in many})]
+
     async def forget_key(self, fingerprint: str) -> None:
         """Delete the wraps of a key-encryption key that is configured nowhere any more.
 

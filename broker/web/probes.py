@@ -6,6 +6,7 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.errors import GitHubRejectedAppError
 from broker.ports import Store, StoreHealth
 from broker.web.tokens import json_response
 
@@ -46,7 +47,7 @@ class Probes:
         checks = {
             "store": str(self._store.health),
             "github": github,
-            "private_key": "ok" if signs else "cannot sign",
+            "private_key": _key_state(github, signs=signs),
         }
         fine = signs and self._store.health is StoreHealth.OK and github in {"ok", "unknown"}
         return json_response(
@@ -54,3 +55,9 @@ class Probes:
             status=200 if signs and self._store.answered_once else 503,
             headers={"cache-control": "no-store"},
         )
+
+
+def _key_state(github: str, *, signs: bool) -> str:
+    if not signs:
+        return "cannot sign"
+    return "refused by GitHub" if github == GitHubRejectedAppError.code else "ok"

@@ -342,6 +342,9 @@ async def test_a_forgotten_key_opens_nothing_any_more(any_world: World) -> None:
         key = await app.key("acme/*")
         with pytest.raises(ConflictError):
             await app.broker.store.forget_key(fingerprints[0])
+    listed = await asyncio.to_thread(any_world.command, "store", "list-keys", BROKER_ENCRYPTION_KEYS=b64(2))
+    assert sorted(line.split()[0] for line in listed.stdout.splitlines()) == sorted(fingerprints)
+    assert f"{fingerprints[0]}  configured nowhere here" in listed.stdout
     await asyncio.to_thread(forget, any_world, "0" * 16, b64(2), fingerprints[0])
     await asyncio.to_thread(forget, any_world, fingerprints[0], b64(2), "no more")
     async with any_world.inside(encryption_keys=b64(1)) as app:

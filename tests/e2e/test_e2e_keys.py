@@ -55,7 +55,12 @@ def test_the_command_keys(any_world: World) -> None:
         "--rate-limit",
         "5",
     )
-    assert (dated.returncode, dated.stderr) == (0, "")
+    assert dated.returncode == 0
+    assert re.fullmatch(r"key \w{12} for acme/widgets, ends \S+Z\n", dated.stderr)
+    assert (
+        world.command("keys", "create", "--name", "x", "--repository", "a/*", "--expires-in", "90").returncode
+        == 2
+    )
     assert re.fullmatch(keys.PATTERN + r"\n", dated.stdout)
 
     listed = world.command("keys", "list", "--json")

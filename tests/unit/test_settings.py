@@ -235,6 +235,18 @@ def test_what_is_missing_is_named() -> None:
     assert line.startswith("BROKER_GITHUB_APP_ID: ")
 
 
+def test_all_that_is_missing_is_told_at_once() -> None:
+    lines = problems(BROKER_GITHUB_PRIVATE_KEY=None, BROKER_GITHUB_CLIENT_ID=None)
+    assert [line.split()[0] for line in lines] == ["BROKER_GITHUB_PRIVATE_KEY", "BROKER_GITHUB_CLIENT_ID"]
+
+
+def test_a_certificate_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "x.pem"
+    file.write_text("no certificate")
+    (line,) = problems(BROKER_TLS_CERT_FILE=str(file), BROKER_TLS_KEY_FILE=str(file))
+    assert line.startswith("BROKER_TLS_CERT_FILE, BROKER_TLS_KEY_FILE: ")
+
+
 def test_several_problems_are_several_lines() -> None:
     lines = problems(BROKER_PORT="x", BROKER_WORKERS="0", BROKER_LOG_LEVEL="loud")
     assert {line.partition(":")[0] for line in lines} == {

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--token-sha256", metavar="HASH", help="The token with this hash, as in GitHub's audit log.")
 @click.option("--all", "everything", is_flag=True, help="Every live token.")
 @click.option("--reason", required=True, help="Why; for the audit.")
-@click.option("--yes", is_flag=True, help="Don't ask before --all.")
+@click.option("--yes", is_flag=True, help="Don't ask before --all; without a terminal nobody is asked.")
 @click.option("--json", "as_json", is_flag=True, help="Print what the broker answers, as JSON.")
 @connection_options
 @click.pass_obj

@@ -1,0 +1,42 @@
+"""The configured store, opened for one command that then ends."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+
+from broker import settings as broker_settings
+from broker.build import build_backend, build_keks
+from broker.errors import BrokerError, SettingsError
+from broker.store.sealed import SealedStore
+
+R = TypeVar("R")
+
+
+def with_store(work: Callable[[SealedStore], Awaitable[R]]) -> R:
+    """Run ``work`` on the configured store.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        ClickException: the store or the work failed; one line.
+    """
+
+    async def run() -> R:
+        settings = broker_settings.load()
+        logging.disable(logging.CRITICAL)  # the error says it all, once
+        store = SealedStore(build_backend(settings), build_keks(settings))
+        await store.open()
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    try:
+        return asyncio.run(run())
+    except SettingsError:
+        raise
+    except BrokerError as error:
+        detail = "" if str(error) == error.public else f" ({error})"
+        raise click.ClickException(error.public + detail) from None
