@@ -253,6 +253,7 @@ async def test_what_github_refuses_is_told_and_tried_again_until_dead(any_world:
         raise AssertionError("the background gave up")
 
 
+@pytest.mark.slow
 async def test_a_github_that_hangs_is_answered_within_ten_seconds(any_world: World) -> None:
     async with any_world.inside() as app:
         stage = await AdminStage.of(any_world, app)

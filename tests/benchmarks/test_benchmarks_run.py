@@ -4,11 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from harness import clean_environment
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_suite_runs_at_its_smallest(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks", "--tiny", "--results", str(tmp_path)],

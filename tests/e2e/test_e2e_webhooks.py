@@ -124,7 +124,7 @@ async def test_what_happens_at_github_is_known_within_a_second(any_world: World)
     assert any(world.github.hooks[0].deliveries[0].guid in line for line in received)
 
 
-@pytest.mark.parametrize("lease", ["given back", "of a dead worker"])
+@pytest.mark.parametrize("lease", ["given back", pytest.param("of a dead worker", marks=pytest.mark.slow)])
 async def test_what_was_accepted_survives_kill_9(any_world: World, lease: str) -> None:
     """202, then kill -9 before it was worked off: another process does it."""
     world = any_world
@@ -222,6 +222,7 @@ def test_the_cap_holds_without_a_content_length(world: World) -> None:
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_a_trickle_is_cut_off(world: World) -> None:
     """Ten seconds a delivery, however slowly it comes."""
     service = world.service(BROKER_GITHUB_WEBHOOK_SECRET=SECRET)
