@@ -227,6 +227,7 @@ class Issuer:
             grant = self._granted(caller, request.scope, seen)
             if attempt == 0 and await self._looked_again(request.scope, seen):
                 continue
+            _serves(seen.installation())
             token = await self._cached(seen, request, way)
             if token is None:
                 with contextlib.suppress(OvertakenError):
@@ -244,13 +245,10 @@ class Issuer:
         raise StoreUnavailableError("what this request rests on kept changing", retry_after_s=1.0)
 
     def _granted(self, caller: ApiKeyRecord, scope: Scope, seen: Snapshot) -> Grant:
-        """Return the grant: policy first, then blocks, then whether the installation serves at all."""
+        """Return the grant: policy first, then blocks."""
         grant = authorize(caller, scope, allowed_owners=self._settings.allowed_owners)
         if seen.blocked() is not None:
             raise BlockedError
-        installation = seen.installation()
-        if installation is not None:
-            _serves(installation)
         return grant
 
     async def _looked_again(self, scope: Scope, seen: Snapshot) -> bool:
@@ -351,13 +349,15 @@ class Issuer:
             await self._auditor.denied(event)
 
 
-def _serves(installation: Installation) -> None:
-    """Let an installation through that serves.
+def _serves(installation: Installation | None) -> None:
+    """Let an installation through that serves, or that nothing is known of yet.
 
     Raises:
         BlockedError: the account is not the one first seen under this login.
         InstallationSuspendedError: the owner suspended the app.
     """
+    if installation is None:
+        return
     if installation.foreign:
         raise BlockedError("the owner's account changed", public=OWNER_CHANGED)
     if installation.suspended:

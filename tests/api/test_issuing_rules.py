@@ -491,6 +491,23 @@ async def test_a_suspended_installation(any_world: World) -> None:
         assert verdict(await app.token(key, "acme/widgets")) == OK
 
 
+async def test_a_suspension_that_nobody_watched_ends_with_the_next_request(any_world: World) -> None:
+    """An old picture is looked at again before it refuses, also if the background has lost interest."""
+    world = any_world
+    async with world.inside(installation_ttl=1, failure_cooldown=0.1) as app:
+        key = await app.key("acme/*")
+        assert verdict(await app.token(key, "acme/widgets")) == OK
+        world.github.suspend(world.installation)
+        await asyncio.sleep(1.1)
+        assert verdict(await app.token(key, "acme/widgets")) == (403, "installation_suspended")
+        watching = app.broker.installations._watching
+        assert watching is not None
+        watching.cancel()
+        world.github.unsuspend(world.installation)
+        await asyncio.sleep(1.1)
+        assert verdict(await app.token(key, "acme/widgets")) == OK
+
+
 async def test_a_picture_is_not_older_than_its_time(world: World) -> None:
     async with world.inside(installation_ttl=1) as app:
         key = await app.key("acme/*")
