@@ -165,7 +165,7 @@ class SealedStore:
                 if store_id is None or state.keys_id != store_id:
                     raise StoreLostError(
                         "the store has lost its identity or its keys (flushed, evicted, half restored?); "
-                        "restore it, or accept it as it is with `broker store adopt`"
+                        "restore it from a backup"
                     )
                 if self._store_id not in {None, store_id}:
                     raise StoreLostError("this is another store than the one this process has seen")
@@ -196,8 +196,8 @@ class SealedStore:
     async def _create(self) -> None:
         if self._store_id is not None:
             raise StoreLostError(
-                "the store is empty, but this process has seen it with data; restore it, or accept the "
-                "loss with `broker store adopt`"
+                "the store is empty, but this process has seen it with data; restore it, or restart the "
+                "broker to begin anew without keys"
             )
         store_id = secrets.token_hex(16).encode()
         data_key = new_data_key()
