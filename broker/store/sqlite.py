@@ -14,6 +14,7 @@ import queue
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -57,6 +58,8 @@ LIVE_GRACE_S: Final = 600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
 _SWEEP_ROWS: Final = 500
+_WAL_ATTEMPTS: Final = 100
+_WAL_PAUSE_S: Final = 0.05
 _CURSOR: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 _OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
 _MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
@@ -310,15 +313,14 @@ class SqliteBackend:
 
     def _prepare(self, *, create: bool) -> None:
         if create:
-            if not self._path.parent.exists():
-                self._path.parent.mkdir(mode=0o700, parents=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         self._path.chmod(0o600)
         uri = f"{self._path.absolute().as_uri()}?mode=rw"
         with contextlib.closing(
             sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0)
         ) as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
+            _switch_to_wal(connection)
             connection.execute("BEGIN IMMEDIATE")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(MIGRATIONS):
@@ -1023,6 +1025,19 @@ def _file_system(path: Path) -> str:
     mounts = [line.split()[1:3] for line in lines]
     holding = [(point, kind) for point, kind in mounts if path.is_relative_to(point)]
     return max(holding, key=lambda found: len(found[0]), default=("", ""))[1]
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch the file to WAL; SQLite does not wait by itself when several processes do that at once."""
+    for left in reversed(range(_WAL_ATTEMPTS)):
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+        else:
+            return
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:
