@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.errors import StoreError
-from broker.ports import AuditEvent, Store
+from broker.ports import AuditEvent, Meter, Store
 from broker.wording import audit_body
 
 _log = logging.getLogger("broker.audit")
@@ -35,10 +35,12 @@ class Auditor:
 
     Args:
         store: keeps them.
+        meter: counts them.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, meter: Meter | None = None) -> None:
         self._store = store
+        self._meter = meter or Meter()
         self._tallies: OrderedDict[tuple[str, ...], _Tally] = OrderedDict()
         self._used: dict[str, int] = {}
         self._used_written_at = 0.0
@@ -58,9 +60,11 @@ class Auditor:
             await self.flush(everything=True)
         except StoreError as error:
             _trouble.error("counts of repeated decisions are lost", extra={"cause": str(error)})
+            self._meter.audit_failed("lost", sum(tally.count for tally in self._tallies.values()))
 
     def log(self, event: AuditEvent) -> None:
         """Write the line on the log only."""
+        self._meter.decided(event)
         _log.info(event.event, extra={"audit": audit_body(event)})
 
     def issued(self, event: AuditEvent, *, first: bool) -> None:
@@ -95,6 +99,7 @@ class Auditor:
         except StoreError as error:
             self._tallies[name].count += count
             _trouble.error("a refusal is on the log only", extra={"cause": str(error)})
+            self._meter.audit_failed("late", count)
 
     def used(self, key_id: str, at: float) -> None:
         """Note when a key was last used (Unix seconds); kept to the minute, written each minute."""
@@ -104,7 +109,9 @@ class Auditor:
         self._tallies[name] = tally
         self._tallies.move_to_end(name)
         while len(self._tallies) > _KEPT:
-            self._tallies.popitem(last=False)
+            _, dropped = self._tallies.popitem(last=False)
+            if dropped.count:
+                self._meter.audit_failed("lost", dropped.count)
 
     async def _tick(self) -> None:
         while True:
@@ -127,7 +134,11 @@ class Auditor:
                 else:
                     del self._tallies[name]
         if due:
-            await self._store.record([replace(tally.event, count=count) for _, tally, count in due])
+            try:
+                await self._store.record([replace(tally.event, count=count) for _, tally, count in due])
+            except StoreError:
+                self._meter.audit_failed("late", sum(count for _, _, count in due))
+                raise
             for _, tally, count in due:
                 tally.count -= count
                 tally.written_at = now

@@ -38,16 +38,20 @@ from broker.issuing.owners import Owners
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, IssueSettings
 from broker.issuing.turns import Turns
+from broker.metrics import CONTENT_TYPE, PrometheusMeter
 from broker.model import ApiKeyRecord, App, Role, Secret
 from broker.observe import configure_logging
 from broker.ports import Clock
 from broker.settings import Settings
 from broker.store.backend import Backend
+from broker.store.metered import metered
 from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
+from broker.watch import Watch
 from broker.web.admin import Admin
+from broker.web.metrics import MetricsPage
 from broker.web.middleware import Edge, not_found
 from broker.web.openapi import document
 from broker.web.probes import Probes
@@ -156,6 +160,8 @@ class Broker:
     owners: Owners
     hooks: HookReactor
     about: _AppInfo
+    meter: PrometheusMeter
+    watch: Watch
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -169,6 +175,7 @@ class Broker:
         background = [
             asyncio.create_task(self._meet_github(), name="meet-github"),
             asyncio.create_task(self._sweep(), name="store-sweep"),
+            asyncio.create_task(self.watch.run(), name="watch"),
         ]
         try:
             yield
@@ -216,13 +223,16 @@ def install_page(settings: Settings, app: App) -> str:
     return f"{settings.github_url}/{folder}/{app.slug}/installations/new"
 
 
-def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
+def build(settings: Settings, *, clock: Clock | None = None, meter: PrometheusMeter | None = None) -> Broker:
     """Return the object graph; connects to nothing.
+
+    ``meter`` is this process's own if somebody else shows it too.
 
     Raises:
         SettingsError: something that only shows when the parts are put together.
     """
     clock = clock or SystemClock()
+    meter = meter or build_meter(settings)
     about = _AppInfo()
     signer = Signer(issuer=settings.issuer, keys=settings.private_keys(), clock=clock)
     github = GitHubClient(
@@ -232,8 +242,9 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
         clock=clock,
         ca_file=str(settings.github_ca_file) if settings.github_ca_file else None,
         proxy_url=settings.proxy_url.get_secret_value() if settings.proxy_url else None,
+        on_call=meter.github_call,
     )
-    store = SealedStore(build_backend(settings, clock), build_keks(settings))
+    store = SealedStore(metered(build_backend(settings, clock), meter.store_step), build_keks(settings))
     allowed = frozenset(settings.allowed_owners) or None
     host = settings.github_host
     turns = Turns(total=CALLS_TOTAL, per_owner=CALLS_PER_OWNER)
@@ -265,8 +276,9 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
             probe_git=settings.probe_new_tokens == "git",
         ),
         grant_hint=grant_hint,
+        meter=meter,
     )
-    auditor = Auditor(store)
+    auditor = Auditor(store, meter)
     bootstrap = bootstrap_admin(settings)
     limits = RateLimiter(store)
     issuer = Issuer(
@@ -305,10 +317,18 @@ def build(settings: Settings, *, clock: Clock | None = None) -> Broker:
         repositories=repositories,
         gate=AdminGate(issuer, limits, auditor),
         keys=KeyRegister(store, bootstrap_id=bootstrap.id if bootstrap else None, log=auditor.log),
-        ender=Ender(store, github, auditor),
+        ender=Ender(store, github, auditor, meter),
         owners=Owners(store, github, installations, auditor, timeout_s=settings.request_timeout),
         hooks=HookReactor(store, auditor),
         about=about,
+        meter=meter,
+        watch=Watch(
+            store,
+            meter,
+            clock,
+            waiters=lambda: minter.waiting,
+            skew_s=lambda: github.observed_skew_s,
+        ),
     )
 
 
@@ -330,6 +350,7 @@ def build_app(broker: Broker) -> ASGIApp:
         signature=(lambda: SignatureCheck(secrets)) if secrets else None,
         parse=parse_delivery,
         queued=broker.hooks.wake,
+        meter=broker.meter,
     )
 
     def can_sign() -> bool:
@@ -360,15 +381,25 @@ def build_app(broker: Broker) -> ASGIApp:
         Route("/livez", probes.live, methods=["GET"]),
         Route("/readyz", probes.ready, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
+        *([] if broker.settings.metrics_port else MetricsPage(broker.meter.text, CONTENT_TYPE).routes()),
     ]
     # Not a Starlette(): its error middleware would answer before the edge does.
     router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)
-    return Edge(router, [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies])
+    networks = [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies]
+    return Edge(router, networks, broker.meter)
 
 
-def app_from_environment() -> ASGIApp:
+def build_meter(settings: Settings) -> PrometheusMeter:
+    """Return the meter of this process, which is one of several workers if it was started as such."""
+    return PrometheusMeter(
+        store=settings.store_url.get_secret_value().strip().partition(":")[0],
+        shared=broker_settings.workers_metrics_folder() if settings.workers > 1 else None,
+    )
+
+
+def app_from_environment(meter: PrometheusMeter | None = None) -> ASGIApp:
     """Return the app as the environment describes it; what a worker process runs."""
     settings = broker_settings.load()
     configure_logging(form=settings.log_format, level=settings.log_level)
     os.umask(0o077)
-    return build_app(build(settings))
+    return build_app(build(settings, meter=meter))

@@ -4,11 +4,20 @@ import json
 import logging
 import re
 import sys
+import threading
 import traceback
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Final, Literal
 
 from broker.redaction import redact
+
+REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=None)
+"""The request that is being served: stands in each line that is logged meanwhile, whichever room logs it.
+
+A task that a request begins (a mint, say) has it too, also when it goes on after the answer.
+"""
 
 _SUSPICIOUS: Final = re.compile(r"gh[a-z]+_|eyJ|PRIVATE KEY|://|authorization", re.IGNORECASE)
 """Every redaction needs one of these: a line without any is not looked at twice."""
@@ -46,6 +55,8 @@ class _Formatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if (request_id := REQUEST_ID.get()) is not None:
+            extra.setdefault("request_id", request_id)
         found = {**ours, **extra, **(audit if isinstance(audit, dict) else {}), **ours}
         if record.exc_info:
             found["traceback"] = "".join(traceback.format_exception(*record.exc_info))
@@ -101,3 +112,15 @@ def configure_logging(*, form: Literal["console", "json"] | None, level: str) ->
     root.setLevel(logging.INFO if level == "debug" else logging.WARNING)
     logging.getLogger("broker").setLevel(level.upper())
     logging.getLogger("uvicorn.error").setLevel(level.upper())
+    logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(
+        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+    )
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log what nobody caught: Python would print it as it is, with whatever its text holds."""
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger("broker").critical("uncaught", exc_info=(kind, error, trace))

@@ -107,6 +107,35 @@ class GitHub(Protocol):
         ...
 
 
+class Meter:
+    """Counts what happens; this one counts nothing, ``broker.metrics`` has the one that does.
+
+    No method may raise, wait, or cost more than some microseconds. None is given the name of a
+    repository, an owner or a key: whoever scrapes metrics may not be told those.
+    """
+
+    def request(self, *, route: str, status: int, code: str | None, seconds: float) -> None:
+        """A request was answered; ``route`` is a template, ``code`` that of a problem."""
+
+    def decided(self, event: "AuditEvent") -> None:
+        """A decision went to the audit's log."""
+
+    def audit_failed(self, what: str, events: int = 1) -> None:
+        """Events did not get into the store: ``late`` (kept for another try) or ``lost``."""
+
+    def minted(self, *, ahead: bool, result: str, seconds: float) -> None:
+        """This process led a mint: ``ok`` or an error's code; ``ahead`` if nobody waited for it."""
+
+    def revoked(self, fate: str) -> None:
+        """One try to end a token at GitHub: ``revoked``, ``failed`` or ``pending``."""
+
+    def webhook(self, event: str, result: str) -> None:
+        """A delivery was answered; of one that is not proven to be GitHub's the event is empty."""
+
+    def store_step(self, step: str, seconds: float, trouble: str | None) -> None:
+        """One atomic step of the store, and what kept the answer away, if anything."""
+
+
 class Event(StrEnum):
     """Names of audit events."""
 
@@ -413,6 +442,15 @@ class MintBudget:
     per_minute: int
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much the store holds: live tokens, tokens to revoke at GitHub, webhooks to work off."""
+
+    live_tokens: int
+    to_revoke: int
+    webhooks: int
+
+
 class Store(Protocol):
     """The store in verbs of the product, each one atomic step.
 
@@ -437,6 +475,10 @@ class Store(Protocol):
 
     async def warnings(self) -> list[str]:
         """Return what an operator should know, such as a Redis that evicts."""
+        ...
+
+    async def counts(self) -> Counts:
+        """Return how much there is, for the metrics."""
         ...
 
     async def sweep(self) -> None:

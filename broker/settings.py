@@ -141,6 +141,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=64)
+    metrics_port: int | None = Field(None, ge=1, le=65535)
     token_min_ttl: Seconds = Field(300.0, ge=0, le=3000)
     token_refresh_ahead: Seconds = Field(900.0, ge=0, le=3300)
     installation_ttl: Seconds = Field(600.0, ge=1, le=86400)
@@ -225,6 +226,8 @@ class Settings(BaseSettings):
             )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("BROKER_TLS_CERT_FILE and BROKER_TLS_KEY_FILE: set both or none")
+        if self.metrics_port is not None and self.metrics_port == self.port:
+            raise ValueError("BROKER_METRICS_PORT must not be BROKER_PORT; without it metrics are there")
         if self.token_min_ttl > self.token_refresh_ahead:
             raise ValueError("BROKER_TOKEN_MIN_TTL must not be above BROKER_TOKEN_REFRESH_AHEAD")
         for name in ("github_ca_file", "tls_cert_file", "tls_key_file"):
@@ -297,6 +300,21 @@ class Settings(BaseSettings):
         if self.admin_key is None:
             return None
         return keys.parse(self.admin_key.get_secret_value().strip())
+
+
+_WORKERS_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Where ``prometheus_client`` looks, while it is imported, for the folder that worker processes share."""
+
+
+def workers_metrics_folder() -> Path | None:
+    """Return the folder that this process, a worker, shares its metrics in; None if it is no worker."""
+    folder = os.environ.get(_WORKERS_METRICS)  # noqa: TID251 - this is the reader
+    return Path(folder) if folder else None
+
+
+def hand_to_workers(metrics_folder: Path) -> None:
+    """Have the worker processes that are started from now on share their metrics in a folder."""
+    os.environ[_WORKERS_METRICS] = str(metrics_folder)  # noqa: TID251 - there is no other way to tell them
 
 
 def is_loopback(host: str) -> bool:

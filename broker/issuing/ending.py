@@ -20,7 +20,7 @@ from broker.errors import GitHubError, GitHubRateLimitedError, StoreError
 from broker.issuing.installations import kept, pause_for
 from broker.issuing.turns import Turns
 from broker.model import LiveToken, Scope, Target, TargetKind
-from broker.ports import AuditEvent, BlockEntry, Doomed, EndKind, Event, GitHub, ReadQuery, Store
+from broker.ports import AuditEvent, BlockEntry, Doomed, EndKind, Event, GitHub, Meter, ReadQuery, Store
 from broker.wording import MAX_TEXT
 
 _log = logging.getLogger(__name__)
@@ -115,12 +115,14 @@ class Ender:
         store: where it ends.
         github: where tokens die.
         auditor: the log.
+        meter: told of every try.
     """
 
-    def __init__(self, store: Store, github: GitHub, auditor: Auditor) -> None:
+    def __init__(self, store: Store, github: GitHub, auditor: Auditor, meter: Meter | None = None) -> None:
         self._store = store
         self._github = github
         self._auditor = auditor
+        self._meter = meter or Meter()
         self._turns = Turns(total=_AT_ONCE, per_owner=_PER_OWNER)
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
@@ -229,6 +231,7 @@ class Ender:
 
     async def _end_one(self, one: Doomed, token: LiveToken, tell: Callable[[Doomed, Fate], None]) -> Fate:
         fate = await self._end_at_github(one, token)
+        self._meter.revoked(fate)
         tell(one, fate)
         return fate
 

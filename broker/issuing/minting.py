@@ -8,7 +8,7 @@ it is revoked at GitHub, and nobody gets it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,7 @@ from broker.ports import (
     Event,
     GitHub,
     Lead,
+    Meter,
     MintBudget,
     OverBudget,
     Paused,
@@ -100,6 +101,10 @@ class Minter:
         turns: bounds concurrent calls to GitHub.
         settings: see ``MintSettings``.
         grant_hint: returns how to install the app or extend it, for people, once that is known.
+        meter: told of every mint that this process led.
+
+    Attributes:
+        waiting: callers who wait for a mint right now.
     """
 
     def __init__(
@@ -111,6 +116,7 @@ class Minter:
         settings: MintSettings,
         *,
         grant_hint: Callable[[], str | None],
+        meter: Meter | None = None,
     ) -> None:
         self._store = store
         self._github = github
@@ -118,6 +124,8 @@ class Minter:
         self._turns = turns
         self._settings = settings
         self._grant_hint = grant_hint
+        self._meter = meter or Meter()
+        self.waiting = 0
         self._flights: dict[str, _Flight] = {}
         self._dying: set[asyncio.Task[None]] = set()
 
@@ -139,7 +147,11 @@ class Minter:
         """
         while True:
             flight = self._flights.get(grant.scope.id) or self._start(grant, seen, ahead=False)
-            outcome = await asyncio.shield(flight.task)
+            self.waiting += 1
+            try:
+                outcome = await asyncio.shield(flight.task)
+            finally:
+                self.waiting -= 1
             if not isinstance(outcome, BrokerError):
                 return outcome
             others = flight.key_id != grant.key_id and isinstance(outcome, RateLimitedError)
@@ -182,7 +194,7 @@ class Minter:
         while True:
             match await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead):
                 case Lead() as lead:
-                    return await self._lead(lead, grant, seen, ahead=ahead)
+                    return await self._measured(self._lead(lead, grant, seen, ahead=ahead), ahead=ahead)
                 case Paused(retry_after_s):
                     raise GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
                 case OverBudget(retry_after_s):
@@ -205,6 +217,20 @@ class Minter:
                 before = seen.raw_token()
 
     # -- leading ---------------------------------------------------------------------------------
+
+    async def _measured(self, mint: Coroutine[None, None, str], *, ahead: bool) -> str:
+        now = asyncio.get_running_loop().time
+        began = now()
+        result = "unexpected"  # also of one that was given up
+        try:
+            sha256 = await mint
+            result = "ok"
+        except BrokerError as error:
+            result = "untrusted_reply" if isinstance(error, UntrustedReplyError) else error.code
+            raise
+        finally:
+            self._meter.minted(ahead=ahead, result=result, seconds=now() - began)
+        return sha256
 
     async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
         async with kept(self._store, lead) as ours:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from broker.ports import Counts
+
 LEASE_MS = 5000
 END_SLACK_S = 60.0
 """A token is still worth killing so long past its expiry, for clocks that differ."""
@@ -463,6 +465,10 @@ class Backend(Protocol):
 
         As END: the epoch grows and ``m:o:<owner>`` becomes the new epoch.
         """
+        ...
+
+    async def counts(self) -> Counts:
+        """Return how much there is, without looking at each entry."""
         ...
 
     async def sweep(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from broker.errors import InvalidRequestError, StoreUnavailableError
 from broker.model import Secret
+from broker.ports import Counts
 from broker.store import redis_scripts as scripts
 from broker.store.backend import (
     HOOK_LIFE_S,
@@ -605,6 +606,11 @@ class RedisBackend:
             await self._list("XDEL", self._name("WQ"), *places)
 
     # -- keeping house ---------------------------------------------------------------------------
+
+    async def counts(self) -> Counts:
+        """Return how much there is."""
+        found = await self._lists.submit(self._unit(scripts.COUNTS, ("RT", "XE", "WQ"), ()))
+        return Counts(*(int(one) for one in found))
 
     async def sweep(self) -> None:
         """Delete what has no life of its own in Redis: audit, keys, marks, entries of indexes and outbox."""

@@ -560,6 +560,12 @@ end
 return rows
 """)
 
+# KEYS: RT XE WQ. Tokens that died at GitHub have left RT.
+COUNTS: Final = Script("""
+return {redis.call('ZCOUNT', KEYS[1], '(' .. now(), '+inf'), redis.call('ZCARD', KEYS[2]),
+  redis.call('XLEN', KEYS[3])}
+""")
+
 # KEYS: KP K U KI RT A. ARGV: most keys, retention ms, most events. Returns how many keys went.
 SWEEP: Final = Script("""
 local t = now()

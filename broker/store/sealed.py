@@ -44,6 +44,7 @@ from broker.ports import (
     BlockEntry,
     Changed,
     CommitResult,
+    Counts,
     Doomed,
     Ended,
     EndKind,
@@ -284,6 +285,11 @@ class SealedStore:
         """Return what an operator should know about the store."""
         await self._ready()
         return await self._backend.warnings()
+
+    async def counts(self) -> Counts:
+        """Return how much there is."""
+        self._attached()
+        return await self._backend.counts()
 
     async def sweep(self) -> None:
         """Delete what has expired."""

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from broker.clock import SystemClock
 from broker.errors import InvalidRequestError, StoreLostError, StoreUnavailableError
-from broker.ports import Clock
+from broker.ports import Clock, Counts
 from broker.store.backend import (
     END_SLACK_S,
     HOOK_LIFE_S,
@@ -968,6 +968,18 @@ class SqliteBackend:
             await self._write(job)
 
     # -- keeping house ---------------------------------------------------------------------------
+
+    async def counts(self) -> Counts:
+        """Return how much there is."""
+
+        def job(db: sqlite3.Connection, now: float) -> Counts:
+            asked = (
+                "SELECT (SELECT count(*) FROM live WHERE expires_at > ? AND state IS NOT 'revoked'), "
+                "(SELECT count(*) FROM outbox), (SELECT count(*) FROM hook_queue)"
+            )
+            return Counts(*db.execute(asked, (now,)).fetchone())
+
+        return await self._query(job)
 
     async def sweep(self) -> None:
         """Delete what has expired, a bounded number of rows at a time."""

@@ -3,7 +3,9 @@
 import ipaddress
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -11,12 +13,19 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
+from broker.observe import REQUEST_ID
+from broker.ports import Meter
 from broker.redaction import holds_secret
 from broker.web.errors import new_request_id, problem
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _BY_STATUS: Final[dict[int, type[BrokerError]]] = {404: NotFoundError, 405: MethodNotAllowedError}
+OTHER_ROUTE: Final = "other"
+"""How the metrics call all paths that no route knows: a label must not grow with what strangers ask for."""
+
+CLIENT_GONE: Final = 499
+"""How the metrics call the status of a request whose client left before there was one."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -65,48 +74,71 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         raise NotFoundError
 
 
+@dataclass(slots=True)
+class _Answer:
+    """What a request was answered with: ``code`` of a problem; status 0 while there is no answer."""
+
+    status: int = 0
+    code: str | None = None
+
+
 class Edge:
     """Gives every request an id and a client address, and every error an answer.
 
     Args:
         app: the routes.
         trusted_proxies: networks whose ``X-Forwarded-For`` is believed.
+        meter: counts requests.
     """
 
-    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network], meter: Meter | None = None) -> None:
         self._app = app
         self._trusted = tuple(trusted_proxies)
+        self._meter = meter or Meter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        began = time.perf_counter()
         shown = self._introduce(scope)
-        started = False
+        given = _Answer()
+        outside = REQUEST_ID.set(shown)
+        try:
+            await self._serve(scope, receive, send, shown, given)
+        finally:
+            REQUEST_ID.reset(outside)
+            route = scope.get("route")
+            self._meter.request(
+                route=OTHER_ROUTE if route is None else route.path,
+                status=given.status or CLIENT_GONE,
+                code=given.code,
+                seconds=time.perf_counter() - began,
+            )
 
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, shown: str, given: _Answer) -> None:
         async def answer(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
+                given.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
             await send(message)
 
         try:
             await self._app(scope, receive, answer)
         except BrokerError as error:
-            _tell(error, shown)
-            await self._problem(error, shown, answer, started=started)
+            _tell(error)
+            await self._problem(error, shown, answer, given)
         except ClientDisconnect:
             pass  # nobody is there to answer
         except HTTPException as error:
             kind = _BY_STATUS.get(error.status_code, RequestError)
-            await self._problem(kind(), shown, answer, started=started, extra=error.headers)
+            await self._problem(kind(), shown, answer, given, extra=error.headers)
         except Exception as error:
-            _log.exception("a request failed unexpectedly", extra={"request_id": shown})
-            if started:
+            _log.exception("a request failed unexpectedly")
+            if given.status:
                 raise
-            await self._problem(BrokerError(str(type(error))), shown, answer, started=started)
+            await self._problem(BrokerError(str(type(error))), shown, answer, given)
 
     def _introduce(self, scope: Scope) -> str:
         """Note the request's id and the client's address in the scope; return the id."""
@@ -130,12 +162,13 @@ class Edge:
         error: BrokerError,
         request_id: str,
         send: Send,
+        given: _Answer,
         *,
-        started: bool,
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        if started:
+        if given.status:
             raise error
+        given.code = error.code
         status, headers, body = problem(error, request_id)
         headers |= {name.lower(): value for name, value in (extra or {}).items()}
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
@@ -151,7 +184,7 @@ def _shown(request_id: bytes) -> str:
     return new_request_id()
 
 
-def _tell(error: BrokerError, request_id: str) -> None:
+def _tell(error: BrokerError) -> None:
     """Tell the operator what the caller is not told."""
     if str(error) != error.public:
-        _log.debug("refused", extra={"request_id": request_id, "code": error.code, "cause": str(error)})
+        _log.debug("refused", extra={"code": error.code, "cause": str(error)})

@@ -299,5 +299,18 @@ def document() -> dict[str, Any]:
                     }
                 }
             },
+            "/metrics": {
+                "get": {
+                    "operationId": "metrics",
+                    "summary": "Metrics of all workers; not here if they have a port of their own",
+                    "security": [],
+                    "responses": {
+                        "200": {
+                            "description": "Prometheus text",
+                            "content": {"text/plain": {"schema": {"type": "string"}}},
+                        }
+                    },
+                }
+            },
         },
     }

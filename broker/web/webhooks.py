@@ -20,7 +20,7 @@ from broker.errors import (
     StoreUnavailableError,
     UnsupportedMediaTypeError,
 )
-from broker.ports import AuditEvent, Event, HookWork, Store
+from broker.ports import AuditEvent, Event, HookWork, Meter, Store
 from broker.web.tokens import json_response, origin_of
 
 _log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Webhooks:
         signature: makes a check for one delivery; None: no secret is configured, all is refused.
         parse: reads a delivery whose signature is good.
         queued: called when something was queued.
+        meter: counts deliveries.
         arrives_within_s: how long a body may take.
     """
 
@@ -89,6 +90,7 @@ class Webhooks:
         signature: Callable[[], Signature] | None,
         parse: Parse,
         queued: Callable[[], None],
+        meter: Meter | None = None,
         arrives_within_s: float = ARRIVES_WITHIN_S,
     ) -> None:
         self._store = store
@@ -96,6 +98,7 @@ class Webhooks:
         self._signature = signature
         self._parse = parse
         self._queued = queued
+        self._meter = meter or Meter()
         self._arrives_within_s = arrives_within_s
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._parsing = asyncio.Lock()
@@ -111,8 +114,10 @@ class Webhooks:
         try:
             return await self._take(request, self._signature())
         except StoreError:
+            self._meter.webhook("", "not_kept")
             raise
         except BrokerError as error:
+            self._meter.webhook("", error.code)
             origin = origin_of(request)
             self._auditor.log(
                 AuditEvent(
@@ -136,10 +141,14 @@ class Webhooks:
             if not check.verify(signature):
                 raise InvalidSignatureError("no configured secret makes this signature")
             work = await self._read(request, content_type, found.body)
+        event = (_single(request, b"x-github-event") or b"").decode("latin-1")
         if work is None:
+            self._meter.webhook(event, "ignored")
             return json_response({"status": "ignored"}, status=202)
         if not await self._store.keep_hook(work, body_sha256=found.sha256):
+            self._meter.webhook(event, "duplicate")
             return json_response({"status": "duplicate"}, status=200)
+        self._meter.webhook(event, "accepted")
         self._queued()
         _log.info("webhook queued", extra={"hook_event": work.event, "guid": work.guid})
         return json_response({"status": "accepted"}, status=202)
