@@ -11,6 +11,8 @@ whoever is scraped adds them up.
 import contextlib
 import os
 import platform
+import struct
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -51,6 +53,8 @@ _ANSWER_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _GITHUB_S: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
 _STORE_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1)
 _MINT_S: Final = (0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10, 20, 60)
+_READS: Final = 10
+_READ_AGAIN_S: Final = 0.02
 _TROUBLES: Final = ("github_rejected_app", "github_unavailable", "github_rate_limited")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each counter, which nothing here asks for
@@ -332,8 +336,16 @@ class _Workers(Collector):
             else:
                 with contextlib.suppress(FileNotFoundError):  # another worker is scraped too
                     mark_process_dead(pid, path=str(self._folder))  # type: ignore[no-untyped-call]
-        yield from self._files.collect()  # type: ignore[no-untyped-call]
+        yield from self._read()
         yield from _processes(living)
+
+    def _read(self) -> list[Metric]:
+        """Return what is in the files; again, should a worker just be making one."""
+        for _ in range(_READS - 1):
+            with contextlib.suppress(struct.error, OSError, RuntimeError):
+                return list(self._files.collect())  # type: ignore[no-untyped-call]
+            time.sleep(_READ_AGAIN_S)
+        return list(self._files.collect())  # type: ignore[no-untyped-call]
 
 
 def _lives(pid: int) -> bool:
@@ -350,8 +362,12 @@ def _processes(pids: Iterable[int]) -> Iterable[Metric]:
     """Return the standard process metrics, summed over processes (the start: of the oldest)."""
     sums: dict[str, float] = defaultdict(float)
     metrics: dict[str, Metric] = {}
+    of_each: list[list[Metric]] = []
     for pid in pids:
-        for metric in ProcessCollector(pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+        with contextlib.suppress(UnboundLocalError):  # what it trips over where a process is just ending
+            of_each.append(list(ProcessCollector(pid=str(pid).strip, registry=None).collect()))
+    for of_one in of_each:
+        for metric in of_one:
             metrics.setdefault(metric.name, metric)
             value = metric.samples[0].value
             if metric.name.endswith("start_time_seconds"):

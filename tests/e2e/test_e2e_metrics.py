@@ -1,0 +1,111 @@
+"""``GET /metrics`` of real processes: one worker and several, beside the API and on a port of its own."""
+
+import asyncio
+import os
+import signal
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+from harness import World, bearer
+from scrapes import WEBHOOK_SECRET, Scrape, a_bit_of_everything, scrape
+from servers import free_port
+
+LIMITS = httpx.Limits(max_keepalive_connections=0)
+"""A connection for each request, so that all workers have some."""
+
+
+@pytest.mark.parametrize(
+    ("workers", "own_port"),
+    [
+        ("1", True),
+        ("2", False),
+        pytest.param("1", False, marks=pytest.mark.slow),
+        pytest.param("2", True, marks=pytest.mark.slow),
+    ],
+)
+async def test_all_workers_are_told(world: World, tmp_path: Path, workers: str, own_port: bool) -> None:
+    port = free_port()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    more = {"BROKER_METRICS_PORT": str(port)} if own_port else {}
+    service = world.service(
+        BROKER_WORKERS=workers, BROKER_GITHUB_WEBHOOK_SECRET=WEBHOOK_SECRET, TMPDIR=str(temporary), **more
+    )
+    admin = world.key("*/*", admin=True)
+    caller = await world.quick_key("acme/*")
+    async with httpx.AsyncClient(base_url=service.url, limits=LIMITS, timeout=30) as http:
+        await a_bit_of_everything(http, world.github, caller=caller, admin=admin)
+        for _ in range(20):
+            assert (await http.get("/v1/whoami", headers=bearer(caller))).status_code == 200
+        where = f"http://127.0.0.1:{port}/metrics" if own_port else "/metrics"
+
+        async def found() -> Scrape:
+            return await scrape(http, where)
+
+        async with asyncio.timeout(20):  # what is only looked at now and then
+            while (await found()).value("broker_store_state", state="ok") != 1:
+                await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)
+        told = await found()
+        if own_port:
+            assert (await http.get("/metrics")).status_code == 404
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as there:
+                assert (await there.get("/v1/whoami")).status_code == 404
+                assert (await there.post("/metrics")).status_code == 405
+    token = "/v1/github/token"
+    assert told.value("broker_http_requests_total", route=token, status="200") == 5
+    assert told.value("broker_http_requests_total", route=token) == 12
+    assert told.value("broker_http_requests_total", route="/v1/whoami", status="200") == 20
+    assert told.value("broker_tokens_issued_total") == 5
+    assert told.value("broker_tokens_denied_total", code="forbidden") == 3
+    assert told.value("broker_github_requests_total", endpoint="app", result="ok") == int(workers)
+    assert told.value("broker_revocations_total", result="revoked") == 1
+    assert told.value("broker_webhooks_total", event="installation", result="accepted") == 1
+    assert told.value("broker_build_info", store="sqlite") == 1
+    assert told.value("process_resident_memory_bytes") > 10_000_000 * int(workers)
+    shared = list(temporary.glob("broker-metrics-*"))
+    assert len(shared) == (1 if workers == "2" else 0)
+    assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in shared)
+    service.stop()
+    assert list(temporary.glob("broker-metrics-*")) == []
+    assert "Traceback" not in service.log()
+
+
+@pytest.mark.slow
+async def test_a_worker_that_was_killed_is_replaced_and_its_counts_stay(world: World) -> None:
+    port = free_port()
+    service = world.service(BROKER_WORKERS="2", BROKER_METRICS_PORT=str(port))
+    url = f"http://127.0.0.1:{port}/metrics"
+    async with httpx.AsyncClient(base_url=service.url, limits=LIMITS, timeout=30) as http:
+        for _ in range(10):
+            await http.get("/livez")
+        before = await scrape(http, url)
+        assert before.value("broker_http_requests_total", route="/livez") >= 10
+        assert service.process is not None
+        children = (
+            Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+        )
+        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        assert len(workers) == 2
+        os.kill(int(workers[0]), signal.SIGKILL)
+
+        async def replaced() -> bool:
+            told = await scrape(http, url)
+            return told.value("broker_github_requests_total", endpoint="app", result="ok") == 3
+
+        async with asyncio.timeout(30):
+            while not await replaced():
+                await asyncio.sleep(0.3)
+        after = await scrape(http, url)
+    assert after.value("broker_http_requests_total", route="/livez") >= 10
+    assert after.value("broker_store_state", state="ok") == 1
+
+
+async def test_a_metrics_port_that_is_taken_is_said_in_one_line(world: World) -> None:
+    service = world.service()
+    done = world.command("serve", BROKER_PORT=str(free_port()), BROKER_METRICS_PORT=str(service.port))
+    assert done.returncode == 1
+    assert f"BROKER_METRICS_PORT: cannot listen on 127.0.0.1:{service.port}" in done.stderr
+    assert "Traceback" not in done.stderr
