@@ -1,6 +1,5 @@
 """``GET /metrics`` of real processes: one worker and several, beside the API and on a port of its own."""
 
-import asyncio
 import os
 import signal
 import stat
@@ -8,9 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import World, bearer
-from scrapes import WEBHOOK_SECRET, Scrape, a_bit_of_everything, scrape
+from harness import Service, World, bearer
+from scrapes import WEBHOOK_SECRET, a_bit_of_everything, scrape
 from servers import free_port
+from stage import until
 
 LIMITS = httpx.Limits(max_keepalive_connections=0)
 """A connection for each request, so that all workers have some."""
@@ -41,14 +41,14 @@ async def test_all_workers_are_told(world: World, tmp_path: Path, workers: str, 
             assert (await http.get("/v1/whoami", headers=bearer(caller))).status_code == 200
         where = f"http://127.0.0.1:{port}/metrics" if own_port else "/metrics"
 
-        async def found() -> Scrape:
-            return await scrape(http, where)
+        async def all_is_told() -> bool:
+            """Whether states, looked at each second, and the last requests have reached the page."""
+            told = await scrape(http, where)
+            asked = told.value("broker_http_requests_total", route="/v1/whoami")
+            return told.value("broker_store_state", state="ok") == 1 and asked == 20
 
-        async with asyncio.timeout(20):  # what is only looked at now and then
-            while (await found()).value("broker_store_state", state="ok") != 1:
-                await asyncio.sleep(0.3)
-        await asyncio.sleep(0.3)
-        told = await found()
+        await until(all_is_told, seconds=20)
+        told = await scrape(http, where)
         if own_port:
             assert (await http.get("/metrics")).status_code == 404
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as there:
@@ -73,6 +73,13 @@ async def test_all_workers_are_told(world: World, tmp_path: Path, workers: str, 
     assert "Traceback" not in service.log()
 
 
+def workers_of(service: Service) -> list[int]:
+    assert service.process is not None
+    parent = service.process.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(one) for one in children if "spawn_main" in Path(f"/proc/{one}/cmdline").read_text()]
+
+
 @pytest.mark.slow
 async def test_a_worker_that_was_killed_is_replaced_and_its_counts_stay(world: World) -> None:
     port = free_port()
@@ -83,21 +90,15 @@ async def test_a_worker_that_was_killed_is_replaced_and_its_counts_stay(world: W
             await http.get("/livez")
         before = await scrape(http, url)
         assert before.value("broker_http_requests_total", route="/livez") >= 10
-        assert service.process is not None
-        children = (
-            Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
-        )
-        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        workers = workers_of(service)
         assert len(workers) == 2
-        os.kill(int(workers[0]), signal.SIGKILL)
+        os.kill(workers[0], signal.SIGKILL)
 
         async def replaced() -> bool:
             told = await scrape(http, url)
             return told.value("broker_github_requests_total", endpoint="app", result="ok") == 3
 
-        async with asyncio.timeout(30):
-            while not await replaced():
-                await asyncio.sleep(0.3)
+        await until(replaced, seconds=30)
         after = await scrape(http, url)
     assert after.value("broker_http_requests_total", route="/livez") >= 10
     assert after.value("broker_store_state", state="ok") == 1
