@@ -1,9 +1,13 @@
 """Logs: no secret at any level, one line an event, whatever the values hold."""
 
+import asyncio
 import json
 import logging
 import sys
-from typing import Any
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -12,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.access.keys import generate
-from broker.observe import ConsoleFormatter, JsonFormatter
+from broker.observe import REQUEST_ID, ConsoleFormatter, JsonFormatter, configure_logging
 from broker.redaction import redact
 from broker.sandbox import token_text
 
@@ -130,3 +134,104 @@ def test_the_audit_is_flat_on_the_line() -> None:
 def test_fields_of_the_caller_cannot_replace_ours() -> None:
     found = json.loads(JsonFormatter().format(record("true", audit={"message": "false", "level": "debug"})))
     assert (found["message"], found["level"]) == ("true", "info")
+
+
+# -- the whole of it, as a process has it ----------------------------------------------------------
+
+LOGGERS = ("broker", "broker.github.client", "uvicorn.error", "httpx", "redis", "asyncio", "somebody.else")
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+@pytest.fixture
+def logging_of_a_process() -> Iterator[None]:
+    """Put back what ``configure_logging`` changes for a whole process."""
+    root = logging.getLogger()
+    kept = (root.handlers[:], root.level, sys.excepthook, threading.excepthook)
+    levels = {name: logging.getLogger(name).level for name in ("broker", "uvicorn.error")}
+    yield
+    root.handlers[:], level, sys.excepthook, threading.excepthook = kept
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+    for name, one in levels.items():
+        logging.getLogger(name).setLevel(one)
+
+
+@pytest.mark.usefixtures("logging_of_a_process")
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_no_logger_at_any_level_lets_a_secret_out(
+    form: Literal["json", "console"], level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ours and those of libraries: message, arguments, fields, exceptions with their causes."""
+    configure_logging(form=form, level=level)
+    for text, _ in SECRETS.values():
+        for name in LOGGERS:
+            for number in map(logging.getLevelName, LEVELS):
+                logger = logging.getLogger(name)
+                logger.log(number, text)
+                logger.log(number, "%s of %r", text, {"x": text}, extra={"zone": text, "deep": [{"a": text}]})
+            try:
+                _fail(text)
+            except ValueError:
+                logging.getLogger(name).exception("it failed: %s", text)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("it failed") >= len(SECRETS) * len(LOGGERS)
+    for text, core in SECRETS.values():
+        assert core not in err, text[:10]
+
+
+def _fail(text: str) -> None:
+    try:
+        raise KeyError(text)  # noqa: TRY301
+    except KeyError as error:
+        error.add_note(text)
+        raise ValueError(f"because of {text}") from error
+
+
+@pytest.mark.usefixtures("logging_of_a_process")
+def test_what_nobody_caught_is_redacted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(form="json", level="info")
+    text, core = SECRETS["key"]
+    try:
+        _fail(text)
+    except ValueError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    thread = threading.Thread(target=_fail, args=(text,))
+    thread.start()
+    thread.join()
+    warnings.showwarning(f"a warning of {text}", UserWarning, "file.py", 1)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line["message"] for line in lines[:2]] == ["uncaught", "uncaught"]
+    assert "ValueError" in lines[0]["traceback"]
+    assert "a warning of" in lines[2]["message"]
+    assert core not in json.dumps(lines)
+
+
+# -- the request's id --------------------------------------------------------------------------------
+
+
+async def test_a_line_has_the_id_of_the_request_that_is_served_also_from_a_task_it_began() -> None:
+    async def line() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(JsonFormatter().format(record("x")))
+        return found
+
+    assert "request_id" not in await line()
+    outside = REQUEST_ID.set("r-1")
+    task = asyncio.create_task(line())
+    assert (await line())["request_id"] == "r-1"
+    REQUEST_ID.reset(outside)
+    assert (await task)["request_id"] == "r-1"
+    assert "request_id" not in await line()
+
+
+def test_an_id_that_a_line_names_itself_stays() -> None:
+    """A revocation that is worked off later tells the request that asked for it."""
+    outside = REQUEST_ID.set("r-2")
+    try:
+        audit = {"event": "token.revoked", "request_id": "r-1"}
+        assert json.loads(JsonFormatter().format(record("x", audit=audit)))["request_id"] == "r-1"
+        assert json.loads(JsonFormatter().format(record("x", request_id="r-0")))["request_id"] == "r-0"
+        assert "request_id=r-2" in ConsoleFormatter().format(record("x"))
+    finally:
+        REQUEST_ID.reset(outside)
