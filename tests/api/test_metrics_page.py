@@ -161,6 +161,7 @@ async def test_only_keys_in_use_that_still_live_count_as_expiring(world: World) 
     async with world.inside(clock=clock) as app:
         keys = {
             "soon, never used": await app.key("acme/*", expires_in_s=3600),
+            "soon, used long ago": await app.key("acme/*", expires_in_s=7200),
             "later, in use": await app.key("acme/*", expires_in_s=86400),
             "never, in use": await app.key("acme/*"),
             "dead": await app.key("acme/*", expires_in_s=-1),
@@ -168,9 +169,11 @@ async def test_only_keys_in_use_that_still_live_count_as_expiring(world: World) 
         for name in ("later, in use", "never, in use"):
             assert (await app.http.get("/v1/whoami", headers=bearer(keys[name]))).status_code == 200
         await app.broker.auditor.flush(everything=True)
+        long_ago = int(clock.at) - 8 * 86400
+        await app.broker.store.touch_keys({keys["soon, used long ago"][5:17]: long_ago})
         await app.broker.watch.look_at_keys()
         found = await scrape(app.http)
-        assert found.value("broker_api_keys_active") == 3
+        assert found.value("broker_api_keys_active") == 4
         told = found.value("broker_api_key_next_expiry_timestamp_seconds")
         assert told == pytest.approx(clock.at + 86400, abs=60)
 
