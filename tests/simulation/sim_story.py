@@ -1,0 +1,539 @@
+"""A story: what callers, admins, GitHub and bad luck do to three replicas, all of it drawn from one seed."""
+
+import asyncio
+import functools
+import hashlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sim_github import SimulatedGitHub
+from sim_ledger import Ending, Given, History, Key, Ledger, Write, reach_of
+from sim_loop import StuckError, VirtualLoop
+from sim_replica import HOST, KEK, Parts, Replica, World
+from sim_store import EPOCH, Database, SimulatedSqlite, StoreClock, Wire
+from sim_weather import CALM, Weather
+
+from broker.access.keys import PresentedKey, parse
+from broker.errors import BrokerError, StoreError
+from broker.issuing.ending import Actor
+from broker.issuing.keys import KeyChange, KeyPolicy, KeyRegister
+from broker.issuing.tokens import Issued, Origin, TokenRequest
+from broker.model import DEFAULT_PERMISSIONS, RepositoryName, Role, Scope, Target, TargetKind
+from broker.ports import HookWork
+from broker.store.sealed import SealedStore
+
+REPLICAS = 3
+STEPS = 18
+PATIENCE_S = 40.0
+REST_S = 90.0
+WIDGETS = RepositoryName("acme", "widgets")
+GADGETS = RepositoryName("acme", "gadgets")
+SCOPES = (
+    Scope.of_repositories(HOST, [WIDGETS], DEFAULT_PERMISSIONS),
+    Scope.of_repositories(HOST, [WIDGETS, GADGETS], DEFAULT_PERMISSIONS),
+    Scope.of_owner(HOST, "acme", DEFAULT_PERMISSIONS),
+)
+POLICIES = (("acme/*",), ("acme/widgets", "acme/gadgets"), ("*/*",))
+NARROW = (("acme/widgets",), ("acme/gadgets",))
+TARGETS = (
+    Target(TargetKind.REPOSITORY, "acme/widgets"),
+    Target(TargetKind.REPOSITORY, "acme/gadgets"),
+    Target(TargetKind.OWNER, "acme"),
+)
+
+
+@dataclass
+class Outcome:
+    """Of one story."""
+
+    seed: int
+    climate: str
+    violations: list[str]
+    trace: list[str]
+    given: int
+    minted: int
+    steps: int
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+
+
+@functools.cache
+def beginning() -> tuple[bytes, tuple[PresentedKey, ...]]:
+    """Return a store with a key for each of ``POLICIES``, made by the product, once a process."""
+    loop = VirtualLoop()
+    weather = Weather(random.Random(0))
+    weather.climate = CALM
+    database = Database()
+
+    async def make() -> list[PresentedKey]:
+        from sim_loop import Machine  # noqa: PLC0415
+
+        machine = Machine(loop, "maker")
+        backend = SimulatedSqlite(lambda: Wire(loop, machine, database, weather), StoreClock(loop))
+        store = SealedStore(backend, [KEK])
+        await store.open()
+        made = []
+        for number, patterns in enumerate(POLICIES):
+            policy = KeyPolicy.parse(
+                name=f"key {number}",
+                role=Role.CALLER,
+                repositories=patterns,
+                permissions=None,
+                rate_limit_per_minute=None,
+            )
+            key, _ = await KeyRegister(store).create(policy, by="a story")
+            made.append(parse(key.reveal()))
+        await store.close()
+        return made
+
+    try:
+        keys = loop.run_until_complete(make())
+        return database.image(), tuple(keys)
+    finally:
+        loop.close()
+        database.close()
+
+
+@dataclass
+class Story:
+    """One seed, played."""
+
+    seed: int
+    world: World
+    ledger: Ledger = field(default_factory=Ledger)
+    replicas: list[Replica] = field(default_factory=list)
+    graves: list[Replica] = field(default_factory=list)
+    trace: list[str] = field(default_factory=list)
+    presented: dict[str, PresentedKey] = field(default_factory=dict)
+    running: set["asyncio.Task[Any]"] = field(default_factory=set)
+    numbers: int = 0
+
+    @property
+    def chance(self) -> random.Random:
+        return self.world.weather.chance
+
+    @property
+    def now(self) -> float:
+        return self.world.loop.time()
+
+    def tell(self, text: str) -> None:
+        self.trace.append(f"{self.now:.6f} {text}")
+
+    def request_id(self, what: str) -> str:
+        self.numbers += 1
+        return f"{what}-{self.numbers}"
+
+    # -- the whole -------------------------------------------------------------------------------
+
+    async def play(self, keys: Sequence[PresentedKey]) -> None:
+        self.world.github.install("acme", ["widgets", "gadgets", "gizmos"])
+        for number, (key, patterns) in enumerate(zip(keys, POLICIES, strict=True)):
+            self._add_key(f"key{number}", key, patterns)
+        self.replicas = [Replica(self.world, f"replica{number}") for number in range(REPLICAS)]
+        await asyncio.sleep(0.1)
+        for _ in range(STEPS):
+            await self._step()
+            pause = self.chance.choices((0.0, self.chance.uniform(0, 0.05), self.chance.uniform(0, 3)), (3, 4, 3))
+            await asyncio.sleep(pause[0])
+        await self._rest()
+        await self._recovered()
+
+    def _add_key(self, label: str, key: PresentedKey, patterns: tuple[str, ...]) -> None:
+        self.presented[label] = key
+        self.ledger.keys.append(Key(label, key.id, History(patterns), History(float("inf"))))
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _step(self) -> None:
+        if self.world.weather.trouble():
+            trouble = self.chance.choice((self._crash, self._pause, self._store_down, self._github_down))
+            self.ledger.troubles += 1
+            self.spawn(trouble())
+        actions: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self._ask_many, self._revoke, self._block, self._end_key, self._change_key, self._hook,
+            self._reinstall, self._leap, self._rotate, self._sweep,
+        )  # fmt: skip
+        action = self.chance.choices(actions, (12, 2, 2, 2, 3, 2, 1, 2, 1, 1))[0]
+        self.spawn(action())
+        if action == self._leap:
+            await self._quiet()
+
+    async def _quiet(self) -> None:
+        while self.running:
+            await asyncio.wait(set(self.running))
+
+    async def _rest(self) -> None:
+        """End all trouble, and wait until what is left to do in the background is done."""
+        await self._quiet()
+        world = self.world
+        world.weather.over = True
+        world.database.down_until = world.github.down_until = 0.0
+        until = self.now + REST_S
+        await asyncio.sleep(0.5)
+        while self._waiting():
+            if self.now > until:
+                self.ledger.violations.append(f"recovery: {self._waiting()} after {REST_S:g} s")
+                return
+            await asyncio.sleep(1.0)
+
+    def _waiting(self) -> str:
+        connection = self.world.database.connection
+        for table in ("outbox", "hook_queue"):
+            (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+            if count:
+                return f"{count} in the {table}"
+        dying = sum(len(one.minter._dying) for one in self.replicas if one.ready)
+        return f"{dying} late tokens live" if dying else ""
+
+    async def _recovered(self) -> None:
+        """When all is well again, a caller who may gets a token within the longest cool-down."""
+        able = [
+            (key, scope)
+            for key in self.ledger.keys
+            for scope in SCOPES
+            if key.may(scope, self.now, self.now)
+            and not any(
+                any(history.possible(self.now, self.now)) for history in self.ledger.blocks.values()
+            )
+        ]
+        if not able:
+            return
+        key, scope = self.chance.choice(able)
+        certain = len(key.patterns.possible(self.now, self.now)) == 1
+        certain = certain and len(key.ends_at.possible(self.now, self.now)) == 1
+        for _ in range(20):
+            if await self._ask(key, scope, 0, refresh=False):
+                return
+            await asyncio.sleep(4.0)
+        if certain:
+            self.ledger.violations.append(f"recovery: {key.label} gets no token, 80 s after the last fault")
+
+    # -- callers ---------------------------------------------------------------------------------
+
+    def _replica(self) -> Replica | None:
+        found = self.chance.choice(self.replicas)
+        return found if found.ready and found.machine.talks else None
+
+    async def _ask_many(self) -> None:
+        key = self.chance.choice(self.ledger.keys)
+        scope = self.chance.choice(SCOPES)
+        for _ in range(self.chance.choice((1, 2, 3, 5))):
+            if self.chance.random() < 0.3:
+                key = self.chance.choice(self.ledger.keys)
+            if self.chance.random() < 0.1:
+                scope = self.chance.choice(SCOPES)
+            min_ttl = self.chance.choice((0, 0, 0, 0, 0, 600, 3300))
+            refresh = self.chance.random() < 0.08
+            self.spawn(self._ask(key, scope, min_ttl, refresh=refresh))
+
+    async def _ask(self, key: Key, scope: Scope, min_ttl: int, *, refresh: bool) -> bool:
+        replica = self._replica()
+        if replica is None:
+            return False
+        request_id = self.request_id("ask")
+        asked_at = self.now
+        self.ledger.asked.append((asked_at, scope, min_ttl, refresh))
+        self.tell(f"{request_id} {key.label} {scope.repositories} {min_ttl} {refresh} -> {replica.name}")
+        work = replica.issuer.issue(
+            self.presented[key.label], TokenRequest(scope, min_ttl, refresh), Origin(request_id, None)
+        )
+        issued = await self._call(replica, request_id, work)
+        if not isinstance(issued, Issued):
+            return False
+        given = Given(key, scope, issued.token.sha256, asked_at, self.now, min_ttl, issued.cached, request_id)
+        self.ledger.given.append(given)
+        return True
+
+    async def _call(self, replica: Replica, request_id: str, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a replica answers: a value, an error, or None if no answer came."""
+        await asyncio.sleep(self.chance.uniform(0, 0.002))
+        task = replica.machine.spawn(work, name=request_id)
+        if self.world.weather.cancels():
+            self.world.loop.call_later(self.chance.expovariate(5), task.cancel)
+        done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
+        if not done:
+            task.cancel()
+            self.tell(f"{request_id} no answer")
+            return None
+        if task.cancelled():
+            self.tell(f"{request_id} hung up")
+            return None
+        error = task.exception()
+        if error is None:
+            self.tell(f"{request_id} ok")
+            return task.result()
+        if not isinstance(error, BrokerError):
+            self.ledger.violations.append(f"{request_id} failed with {error!r}")
+        self.tell(f"{request_id} {getattr(error, 'code', '')}")
+        return error
+
+    # -- admins ----------------------------------------------------------------------------------
+
+    async def _admin(
+        self,
+        request_id: str,
+        event: str,
+        work: Callable[[Replica, Actor], Coroutine[Any, Any, Any]],
+        *writes: tuple[History[Any], Write[Any]],
+        ending: Ending | None = None,
+    ) -> Any:
+        """Make one call of the admin API and write down what it means."""
+        replica = self._replica()
+        if replica is None:
+            for history, write in writes:
+                history.undo(write)
+            return None
+        self.ledger.disturbances.append(self.now)
+        if ending is not None:
+            self.ledger.endings.append(ending)
+        answer = await self._call(replica, request_id, work(replica, Actor("the admin", "admin", request_id)))
+        self.ledger.disturbances.append(self.now)
+        acknowledged = answer is not None and not isinstance(answer, BrokerError)
+        refused = isinstance(answer, BrokerError) and not isinstance(answer, StoreError)
+        for history, write in writes:
+            write.returned, write.acknowledged = self.now, acknowledged
+            if refused:
+                history.undo(write)
+        if acknowledged:
+            if event:
+                self.ledger.acknowledged.append((event, request_id))
+            if ending is not None:
+                ending.acknowledged_at = self.now
+        return answer
+
+    async def _revoke(self) -> None:
+        request_id = self.request_id("revoke")
+        installation_id = None
+        roll = self.chance.random()
+        target = self.chance.choice(TARGETS)
+        if roll < 0.15:
+            target = Target(TargetKind.ALL)
+        elif roll < 0.3 and self.ledger.given:
+            target = Target(TargetKind.TOKEN, self.chance.choice(self.ledger.given).sha)
+        elif roll < 0.45:
+            target = Target(TargetKind.OWNER, "acme")
+            installation_id = self.world.github.installed["acme"].id
+        self.tell(f"{request_id} {target.kind} {target.name if target.owner else ''}")
+        ending = Ending(request_id, reach_of(target, installation_id), None, self.now)
+        await self._admin(
+            request_id,
+            "token.revoked",
+            lambda replica, actor: replica.ender.revoke(
+                target, actor, reason="a story", installation_id=installation_id
+            ),
+            ending=ending,
+        )
+
+    async def _block(self) -> None:
+        target = self.chance.choice(TARGETS)
+        history = self.ledger.blocks.setdefault(target, History(False))
+        request_id = self.request_id("block")
+        self.tell(f"{request_id} {target.name}")
+        write = history.begin(True, self.now)
+        ending = Ending(request_id, reach_of(target), None, self.now)
+        await self._admin(
+            request_id,
+            "block.set",
+            lambda replica, actor: replica.ender.block(target, actor, reason="a story"),
+            (history, write),
+            ending=ending,
+        )
+        await asyncio.sleep(self.chance.uniform(0, 2))
+        for _ in range(12):
+            request_id = self.request_id("unblock")
+            write = history.begin(False, self.now)
+            done = await self._admin(
+                request_id, "", lambda replica, actor: replica.ender.unblock(target, actor), (history, write)
+            )
+            if isinstance(done, bool):
+                return
+            await asyncio.sleep(1.0)
+
+    async def _end_key(self) -> None:
+        key = self.chance.choice(self.ledger.keys)
+        if len(self.ledger.keys) > 1 and self.chance.random() < 0.5:
+            key = self.ledger.keys[-1]
+        kill = self.chance.random() < 0.7
+        request_id = self.request_id("end-key")
+        self.tell(f"{request_id} {key.label} kill={kill}")
+        write = key.ends_at.begin(float("-inf"), self.now)
+
+        async def end(replica: Replica, actor: Actor) -> bool:
+            killed = await replica.keys.revoke(key.id, by="a story", actor=actor, kill=kill)
+            await replica.ender.kill(killed)
+            return True
+
+        ending = Ending(request_id, None, key, self.now) if kill else None
+        before = any(value == float("-inf") for value in key.ends_at.possible(0, self.now)[:-1])
+        event = "key.revoked" if kill or not before else ""
+        await self._admin(request_id, event, end, (key.ends_at, write), ending=ending)
+
+    async def _change_key(self) -> None:
+        key = self.chance.choice(self.ledger.keys)
+        request_id = self.request_id("change-key")
+        patterns = self.chance.choice((*NARROW, *NARROW, POLICIES[0]))
+        self.tell(f"{request_id} {key.label} {patterns}")
+        write = key.patterns.begin(patterns, self.now)
+        await self._admin(
+            request_id,
+            "",
+            lambda replica, actor: replica.keys.change(
+                key.id, KeyChange(repositories=patterns), by="a story", actor=actor
+            ),
+            (key.patterns, write),
+        )
+
+    async def _rotate(self) -> None:
+        key = self.chance.choice(self.ledger.keys)
+        overlap = self.chance.choice((0, 0, 2, 600))
+        request_id = self.request_id("rotate")
+        began = self.now
+        self.tell(f"{request_id} {key.label} overlap={overlap}")
+        write = key.ends_at.begin(began + overlap + PATIENCE_S if overlap else float("-inf"), began)
+        answer = await self._admin(
+            request_id,
+            "key.rotated",
+            lambda replica, actor: replica.keys.rotate(
+                key.id, overlap_s=overlap, by="a story", actor=actor
+            ),
+            (key.ends_at, write),
+        )
+        if isinstance(answer, tuple):
+            text, record = answer
+            if record.repositories not in key.patterns.possible(began, self.now):
+                self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
+            self._add_key(f"{key.label}+", parse(text.reveal()), record.repositories)
+
+    # -- GitHub and webhooks ---------------------------------------------------------------------
+
+    async def _hook(self) -> None:
+        replica = self._replica()
+        if replica is None:
+            return
+        request_id = self.request_id("hook")
+        target = self.chance.choice(TARGETS)
+        drops, voids = ((target,), ()) if self.chance.random() < 0.7 else ((), ("acme",))
+        self.tell(f"{request_id} {drops} {voids}")
+        work = HookWork("installation_repositories.removed", request_id, drops, voids)
+
+        async def deliver() -> bool:
+            kept = await replica.store.keep_hook(work, body_sha256=request_id)
+            replica.hooks.wake()
+            return kept
+
+        # When it is worked off is not known from outside: from now on anything may be forgotten for a while.
+        await self._call(replica, request_id, deliver())
+        for _ in range(40):
+            self.ledger.disturbances.append(self.now)
+            await asyncio.sleep(0.1)
+
+    async def _reinstall(self) -> None:
+        self.tell("reinstalled")
+        self.world.github.install("acme", ["widgets", "gadgets", "gizmos"])
+        self.ledger.troubles += 1
+
+    async def _leap(self) -> None:
+        self.running.discard(asyncio.current_task())  # type: ignore[arg-type]
+        await self._quiet()
+        seconds = self.chance.choice((700.0, 2400.0, 2700.0, 3200.0, 3700.0))
+        self.world.loop.leap(seconds)
+        self.ledger.disturbances.append(self.now)
+        self.tell(f"leapt {seconds:g}")
+        await asyncio.sleep(0.05)
+
+    async def _sweep(self) -> None:
+        replica = self._replica()
+        if replica is not None:
+            await self._call(replica, self.request_id("sweep"), replica.store.sweep())
+
+    # -- trouble ---------------------------------------------------------------------------------
+
+    async def _crash(self) -> None:
+        number = self.chance.randrange(REPLICAS)
+        before = self.replicas[number]
+        if not before.machine.talks:
+            return
+        self.tell(f"{before.name} killed")
+        before.machine.kill()
+        self.graves.append(before)
+        await asyncio.sleep(self.chance.uniform(0, 3))
+        self.replicas[number] = Replica(self.world, before.name)
+
+    async def _pause(self) -> None:
+        machine = self.chance.choice(self.replicas).machine
+        seconds = self.chance.choice((0.5, 2.0, 5.5, 7.0, 12.0))
+        self.tell(f"{machine.name} stopped for {seconds:g}")
+        machine.pause()
+        await asyncio.sleep(seconds)
+        machine.go_on()
+
+    async def _store_down(self) -> None:
+        seconds = self.chance.choice((0.2, 1.5, 6.0))
+        self.tell(f"store down for {seconds:g}")
+        self.world.database.down_until = self.now + seconds
+        await asyncio.sleep(seconds)
+
+    async def _github_down(self) -> None:
+        seconds = self.chance.choice((0.5, 3.0, 12.0))
+        self.tell(f"GitHub down for {seconds:g}")
+        self.world.github.down_until = self.now + seconds
+        await asyncio.sleep(seconds)
+
+
+def play(seed: int, parts: Parts | None = None) -> Outcome:
+    """Play the story of a seed; the same seed and code give the same story."""
+    image, keys = beginning()
+    loop = VirtualLoop()
+    weather = Weather(random.Random(seed))
+    database = Database(image)
+    clock_off_s = weather.chance.choice((0.0, 0.0, 0.0, 45.0, -600.0, 3000.0))
+    github = SimulatedGitHub(loop, weather, clock_off_s=clock_off_s)
+    story = Story(seed, World(loop, weather, database, github, parts or Parts()))
+    unexpected: list[str] = []
+    loop.set_exception_handler(lambda _, context: unexpected.append(_told(context)))
+    try:
+        try:
+            loop.run_until_complete(story.play(keys))
+        except StuckError as error:
+            story.ledger.violations.append(f"stuck: {error}")
+        story.ledger.lies = sum(one.lies for one in github.minted.values())
+        violations = story.ledger.judge(github, database, weather.faults)
+        _bury(loop, story)
+    finally:
+        loop.close()
+        database.close()
+    return Outcome(
+        seed,
+        weather.climate.name,
+        [*violations, *unexpected],
+        story.trace,
+        len(story.ledger.given),
+        len(github.minted),
+        loop.steps,
+    )
+
+
+def _told(context: dict[str, Any]) -> str:
+    return f"unexpected: {context.get('message')}: {context.get('exception')!r}"
+
+
+def _bury(loop: VirtualLoop, story: Story) -> None:
+    """End every task that is left, so that nothing of this story outlives it."""
+    for replica in (*story.replicas, *story.graves):
+        replica.machine.bury()
+    for _ in range(100):
+        left = asyncio.all_tasks(loop)
+        if not left:
+            return
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0.001))
+    raise StuckError(f"tasks that do not end: {left}")

@@ -1,0 +1,111 @@
+"""What chance does to messages: how long they take, and which of them are lost. All from one seed."""
+
+import random
+from dataclasses import dataclass
+
+NEVER = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """Of one message: seconds to the far end, seconds back (``NEVER``: lost), and whether it is late.
+
+    A late request reaches the far end after its sender has given up and after younger ones: a command of
+    a connection that was closed, still in the network.
+    """
+
+    there_s: float
+    back_s: float
+    late: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Climate:
+    """How likely things are, each call on its own."""
+
+    name: str
+    slow: float = 0.0
+    lost: float = 0.0
+    late: float = 0.0
+    cancels: float = 0.0
+    github_slow: float = 0.0
+    github_fails: float = 0.0
+    github_limits: float = 0.0
+    github_lies: float = 0.0
+    trouble: float = 0.0
+
+
+CALM = Climate("calm")
+BUSY = Climate("busy", slow=0.1, cancels=0.05, github_slow=0.2)
+ROUGH = Climate(
+    "rough", slow=0.08, lost=0.01, late=0.01, cancels=0.05, github_slow=0.2, github_fails=0.08,
+    github_limits=0.01, github_lies=0.01, trouble=0.25,
+)  # fmt: skip
+STORM = Climate(
+    "storm", slow=0.15, lost=0.04, late=0.04, cancels=0.1, github_slow=0.3, github_fails=0.2,
+    github_limits=0.02, github_lies=0.03, trouble=0.4,
+)  # fmt: skip
+
+
+class Weather:
+    """Draws fates."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.climate = chance.choices((CALM, BUSY, ROUGH, STORM), (3, 2, 3, 2))[0]
+        self.faults = 0
+        """Messages that were lost or late, and the like: what excuses an extra mint."""
+        self.over = False
+
+    def _hits(self, likely: float) -> bool:
+        return not self.over and likely > 0 and self.chance.random() < likely
+
+    def store(self) -> Fate:
+        """Return the fate of a call of the store: some milliseconds, at times longer than its deadline."""
+        climate, chance = self.climate, self.chance
+        there, back = chance.expovariate(2000), chance.expovariate(2000)
+        if self._hits(climate.slow):
+            there += chance.expovariate(20)
+        if self._hits(climate.slow):
+            back += chance.expovariate(20)
+        if self._hits(climate.lost):
+            self.faults += 1
+            return Fate(there, NEVER) if chance.random() < 0.6 else Fate(NEVER, NEVER)
+        if self._hits(climate.late):
+            self.faults += 1
+            return Fate(chance.uniform(1, 4), NEVER, late=True)
+        return Fate(there, back)
+
+    def github(self) -> Fate:
+        """Return the fate of a call of GitHub: tenths of seconds, at times many seconds."""
+        climate, chance = self.climate, self.chance
+        there, back = chance.uniform(0.02, 0.15), chance.uniform(0.02, 0.15)
+        if self._hits(climate.github_slow):
+            there += chance.expovariate(1)
+        if self._hits(climate.github_slow):
+            back += chance.expovariate(1)
+        if self._hits(climate.github_fails / 2):
+            self.faults += 1
+            return Fate(there, NEVER) if chance.random() < 0.5 else Fate(NEVER, NEVER)
+        return Fate(there, back)
+
+    def github_fails(self) -> bool:
+        if self._hits(self.climate.github_fails):
+            self.faults += 1
+            return True
+        return False
+
+    def github_limits(self) -> bool:
+        if self._hits(self.climate.github_limits):
+            self.faults += 1
+            return True
+        return False
+
+    def github_lies(self) -> bool:
+        return self._hits(self.climate.github_lies)
+
+    def cancels(self) -> bool:
+        return self._hits(self.climate.cancels)
+
+    def trouble(self) -> bool:
+        return self._hits(self.climate.trouble)
