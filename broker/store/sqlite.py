@@ -358,7 +358,9 @@ class SqliteBackend:
         try:
             return await asyncio.wait_for(asyncio.shield(future), deadline_s)
         except asyncio.CancelledError:
-            if not writes:  # nobody waits for what is read; what was asked to be written is written
+            if writes:  # what was asked to be written is written; nobody hears whether it was
+                future.add_done_callback(_retrieve)
+            else:
                 thread.give_up(future)
             raise
         except TimeoutError as error:

@@ -46,7 +46,7 @@ class History(Generic[V]):
         self._writes.append(write)
         return write
 
-    def undo(self, write: Write[V]) -> None:
+    def remove(self, write: Write[V]) -> None:
         """It was refused: it changed nothing."""
         self._writes.remove(write)
 
@@ -74,12 +74,21 @@ class Key:
     label: str
     id: str
     patterns: History[tuple[str, ...]]
-    ends_at: History[float]
+    ends: list[Write[float]] = field(default_factory=list)
+    """Each with the time that it sets as the end; none of them brings a later end."""
+
+    def ended(self, at: float) -> bool:
+        """Return whether it certainly had ended."""
+        return any(one.acknowledged and max(one.value, one.in_effect_by) <= at for one in self.ends)
+
+    def certain(self, at: float) -> bool:
+        """Return whether it is known what it may do."""
+        return all(one.acknowledged for one in self.ends) and len(self.patterns.possible(at, at)) == 1
 
     def may(self, scope: Scope, since: float, until: float) -> bool:
-        if all(end <= since for end in self.ends_at.possible(since, until)):
-            return False
-        return any(_covers(patterns, scope) for patterns in self.patterns.possible(since, until))
+        return not self.ended(since) and any(
+            _covers(patterns, scope) for patterns in self.patterns.possible(since, until)
+        )
 
 
 def _covers(patterns: Sequence[str], scope: Scope) -> bool:
@@ -128,8 +137,8 @@ class Ledger:
     given: list[Given] = field(default_factory=list)
     blocks: dict[Target, History[bool]] = field(default_factory=dict)
     endings: list[Ending] = field(default_factory=list)
-    disturbances: list[float] = field(default_factory=list)
-    """When tokens may have been forgotten for another reason than age: endings, webhooks, reinstallations."""
+    disturbances: list[tuple[float, float]] = field(default_factory=list)
+    """Times in which tokens may have been forgotten before their age: endings, webhooks, reinstallations."""
     asked: list[tuple[float, Scope, float, bool]] = field(default_factory=list)
     """When, for what, with which ``min_ttl``, whether to refresh."""
     acknowledged: list[tuple[str, str]] = field(default_factory=list)
@@ -202,9 +211,12 @@ class Ledger:
         by_scope: dict[object, list[Minted]] = {}
         for one in github.minted.values():
             by_scope.setdefault(one.scope, []).append(one)
-        unkept = 0
+        # An ending voids at most the one mint of a scope that runs; a fault loses at most one lease.
+        excuses = faults + self.troubles + self.lies + len(self.disturbances)
         for scope, tokens in by_scope.items():
-            stored = sorted((kept[one.sha], one) for one in tokens if one.sha in kept) if tokens else []
+            stored = sorted(
+                ((kept[one.sha], one) for one in tokens if one.sha in kept), key=lambda pair: pair[0]
+            )
             for (committed, before), (_, after) in zip(stored, stored[1:], strict=False):
                 if after.asked_at < committed:
                     yield (
@@ -213,17 +225,15 @@ class Ledger:
                     )
                 if not faults and not self.troubles and self._needless(github, before, after):
                     yield f"rule 3: {scope} was minted again at {after.asked_at:.3f} without need"
-            unkept += len(tokens) - len(stored)
-        excuses = faults + self.troubles + self.lies + len(self.disturbances)
-        if unkept > excuses:
-            yield f"rule 3: {unkept} mints were for nothing, with {excuses} reasons for that"
+            if len(tokens) - len(stored) > excuses:
+                yield f"rule 3: {len(tokens)} mints of {scope}, {len(stored)} kept, {excuses} reasons"
 
     def _needless(self, github: SimulatedGitHub, before: Minted, after: Minted) -> bool:
         since, until = before.asked_at - 0.5, after.asked_at
         left = before.expires_at - (EPOCH + until + github.clock_off_s)
         if left < REFRESH_AHEAD_S + CLOCK_SLACK_S:
             return False
-        if any(since <= at <= until for at in self.disturbances):
+        if any(began <= until and since <= ended for began, ended in self.disturbances):
             return False
         return not any(
             since <= at <= until and (refresh or min_ttl_s > left - CLOCK_SLACK_S)

@@ -38,6 +38,8 @@ class Machine:
         self._context = copy_context()
         self._context.run(_MACHINE.set, self)
         self.held: list[asyncio.Handle] = []
+        self.gone: asyncio.Future[None] = loop.create_future()
+        """Done when it is dead: who is connected to it notices."""
 
     @property
     def talks(self) -> bool:
@@ -61,6 +63,7 @@ class Machine:
     def kill(self) -> None:
         """As SIGKILL: nothing of it ever runs again."""
         self.state = State.DEAD
+        self.gone.set_result(None)
 
     def bury(self) -> None:
         self.state = State.BURIED

@@ -29,6 +29,7 @@ REPLICAS = 3
 STEPS = 18
 PATIENCE_S = 40.0
 REST_S = 90.0
+HOOK_WITHIN_S = 10.0
 WIDGETS = RepositoryName("acme", "widgets")
 GADGETS = RepositoryName("acme", "gadgets")
 SCOPES = (
@@ -145,7 +146,7 @@ class Story:
 
     def _add_key(self, label: str, key: PresentedKey, patterns: tuple[str, ...]) -> None:
         self.presented[label] = key
-        self.ledger.keys.append(Key(label, key.id, History(patterns), History(float("inf"))))
+        self.ledger.keys.append(Key(label, key.id, History(patterns)))
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -207,13 +208,11 @@ class Story:
         if not able:
             return
         key, scope = self.chance.choice(able)
-        certain = len(key.patterns.possible(self.now, self.now)) == 1
-        certain = certain and len(key.ends_at.possible(self.now, self.now)) == 1
         for _ in range(20):
             if await self._ask(key, scope, 0, refresh=False):
                 return
             await asyncio.sleep(4.0)
-        if certain:
+        if key.certain(self.now):
             self.ledger.violations.append(f"recovery: {key.label} gets no token, 80 s after the last fault")
 
     # -- callers ---------------------------------------------------------------------------------
@@ -258,8 +257,9 @@ class Story:
         task = replica.machine.spawn(work, name=request_id)
         if self.world.weather.cancels():
             self.world.loop.call_later(self.chance.expovariate(5), task.cancel)
-        done, _ = await asyncio.wait([task], timeout=PATIENCE_S)
-        if not done:
+        gone = replica.machine.gone
+        await asyncio.wait([task, gone], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
             task.cancel()
             self.tell(f"{request_id} no answer")
             return None
@@ -282,26 +282,27 @@ class Story:
         request_id: str,
         event: str,
         work: Callable[[Replica, Actor], Coroutine[Any, Any, Any]],
-        *writes: tuple[History[Any], Write[Any]],
+        write: Write[Any] | None = None,
+        history: "History[Any] | list[Write[Any]] | None" = None,
         ending: Ending | None = None,
     ) -> Any:
         """Make one call of the admin API and write down what it means."""
         replica = self._replica()
         if replica is None:
-            for history, write in writes:
-                history.undo(write)
+            if write is not None and history is not None:
+                history.remove(write)
             return None
-        self.ledger.disturbances.append(self.now)
+        began = self.now
         if ending is not None:
             self.ledger.endings.append(ending)
         answer = await self._call(replica, request_id, work(replica, Actor("the admin", "admin", request_id)))
-        self.ledger.disturbances.append(self.now)
+        self.ledger.disturbances.append((began, self.now))
         acknowledged = answer is not None and not isinstance(answer, BrokerError)
         refused = isinstance(answer, BrokerError) and not isinstance(answer, StoreError)
-        for history, write in writes:
+        if write is not None and history is not None:
             write.returned, write.acknowledged = self.now, acknowledged
             if refused:
-                history.undo(write)
+                history.remove(write)
         if acknowledged:
             if event:
                 self.ledger.acknowledged.append((event, request_id))
@@ -343,7 +344,8 @@ class Story:
             request_id,
             "block.set",
             lambda replica, actor: replica.ender.block(target, actor, reason="a story"),
-            (history, write),
+            write,
+            history,
             ending=ending,
         )
         await asyncio.sleep(self.chance.uniform(0, 2))
@@ -351,7 +353,7 @@ class Story:
             request_id = self.request_id("unblock")
             write = history.begin(False, self.now)
             done = await self._admin(
-                request_id, "", lambda replica, actor: replica.ender.unblock(target, actor), (history, write)
+                request_id, "", lambda replica, actor: replica.ender.unblock(target, actor), write, history
             )
             if isinstance(done, bool):
                 return
@@ -364,7 +366,9 @@ class Story:
         kill = self.chance.random() < 0.7
         request_id = self.request_id("end-key")
         self.tell(f"{request_id} {key.label} kill={kill}")
-        write = key.ends_at.begin(float("-inf"), self.now)
+        before = any(one.value < 0 for one in key.ends)
+        write = Write(float("-inf"), self.now)
+        key.ends.append(write)
 
         async def end(replica: Replica, actor: Actor) -> bool:
             killed = await replica.keys.revoke(key.id, by="a story", actor=actor, kill=kill)
@@ -372,9 +376,8 @@ class Story:
             return True
 
         ending = Ending(request_id, None, key, self.now) if kill else None
-        before = any(value == float("-inf") for value in key.ends_at.possible(0, self.now)[:-1])
         event = "key.revoked" if kill or not before else ""
-        await self._admin(request_id, event, end, (key.ends_at, write), ending=ending)
+        await self._admin(request_id, event, end, write, key.ends, ending=ending)
 
     async def _change_key(self) -> None:
         key = self.chance.choice(self.ledger.keys)
@@ -388,7 +391,8 @@ class Story:
             lambda replica, actor: replica.keys.change(
                 key.id, KeyChange(repositories=patterns), by="a story", actor=actor
             ),
-            (key.patterns, write),
+            write,
+            key.patterns,
         )
 
     async def _rotate(self) -> None:
@@ -397,20 +401,26 @@ class Story:
         request_id = self.request_id("rotate")
         began = self.now
         self.tell(f"{request_id} {key.label} overlap={overlap}")
-        write = key.ends_at.begin(began + overlap + PATIENCE_S if overlap else float("-inf"), began)
+        write = Write(began + overlap if overlap else float("-inf"), began)
+        key.ends.append(write)
         answer = await self._admin(
             request_id,
             "key.rotated",
             lambda replica, actor: replica.keys.rotate(
                 key.id, overlap_s=overlap, by="a story", actor=actor
             ),
-            (key.ends_at, write),
+            write,
+            key.ends,
         )
         if isinstance(answer, tuple):
+            write.value += self.now - began
             text, record = answer
             if record.repositories not in key.patterns.possible(began, self.now):
                 self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
             self._add_key(f"{key.label}+", parse(text.reveal()), record.repositories)
+            if record.expires_at is not None:
+                end = Write(record.expires_at - EPOCH, began, self.now, acknowledged=True)
+                self.ledger.keys[-1].ends.append(end)
 
     # -- GitHub and webhooks ---------------------------------------------------------------------
 
@@ -429,23 +439,21 @@ class Story:
             replica.hooks.wake()
             return kept
 
-        # When it is worked off is not known from outside: from now on anything may be forgotten for a while.
+        # When it is worked off is not known from outside.
+        self.ledger.disturbances.append((self.now, self.now + HOOK_WITHIN_S))
         await self._call(replica, request_id, deliver())
-        for _ in range(40):
-            self.ledger.disturbances.append(self.now)
-            await asyncio.sleep(0.1)
 
     async def _reinstall(self) -> None:
         self.tell("reinstalled")
         self.world.github.install("acme", ["widgets", "gadgets", "gizmos"])
-        self.ledger.troubles += 1
+        self.ledger.troubles += 1  # which replica notices when is not known from outside
 
     async def _leap(self) -> None:
         self.running.discard(asyncio.current_task())  # type: ignore[arg-type]
         await self._quiet()
         seconds = self.chance.choice((700.0, 2400.0, 2700.0, 3200.0, 3700.0))
         self.world.loop.leap(seconds)
-        self.ledger.disturbances.append(self.now)
+        self.ledger.disturbances.append((self.now, self.now))
         self.tell(f"leapt {seconds:g}")
         await asyncio.sleep(0.05)
 
