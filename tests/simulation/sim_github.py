@@ -82,7 +82,8 @@ class SimulatedGitHub:
     minted: dict[str, Minted] = field(default_factory=dict)
     down_until: float = 0.0
     violations: list[str] = field(default_factory=list)
-    calls: int = 0
+    ambush: Callable[[Machine], None] | None = None
+    """Called once with the replica whose mint has just been done, before the answer is on its way."""
     _next_id: int = 1000
 
     def now(self) -> float:
@@ -138,6 +139,9 @@ class SimulatedGitHub:
             asked_at, now, float(int(self.now()) + TOKEN_LIFE_S), machine, told,
         )  # fmt: skip
         self.minted[one.sha] = one
+        if self.ambush is not None:
+            ambush, self.ambush = self.ambush, None
+            ambush(machine)
         return MintedToken(
             token=Secret(text),
             expires_at=one.expires_at,
@@ -176,7 +180,6 @@ class GitHubLine:
 
     async def _call(self, effect: Callable[[bool], Any], *, whole_app: bool = False) -> Any:
         github, loop = self._github, self._loop
-        github.calls += 1
         future: asyncio.Future[Any] = loop.create_future()
         if not self._machine.talks:
             raise GitHubUnavailableError("this process is dead")

@@ -11,7 +11,7 @@ from typing import Any
 
 from sim_github import SimulatedGitHub
 from sim_ledger import Ending, Given, History, Key, Ledger, Write, reach_of
-from sim_loop import StuckError, VirtualLoop
+from sim_loop import Machine, StuckError, VirtualLoop
 from sim_replica import HOST, KEK, Parts, Replica, World
 from sim_store import EPOCH, Database, SimulatedSqlite, StoreClock, Wire
 from sim_weather import CALM, Weather
@@ -26,7 +26,7 @@ from broker.ports import HookWork
 from broker.store.sealed import SealedStore
 
 REPLICAS = 3
-STEPS = 18
+STEPS = 12
 PATIENCE_S = 40.0
 REST_S = 90.0
 HOOK_WITHIN_S = 10.0
@@ -36,6 +36,8 @@ SCOPES = (
     Scope.of_repositories(HOST, [WIDGETS], DEFAULT_PERMISSIONS),
     Scope.of_repositories(HOST, [WIDGETS, GADGETS], DEFAULT_PERMISSIONS),
     Scope.of_owner(HOST, "acme", DEFAULT_PERMISSIONS),
+    Scope.of_repositories(HOST, [WIDGETS], ("metadata",)),
+    Scope.of_owner(HOST, "acme", ("metadata",)),
 )
 POLICIES = (("acme/*",), ("acme/widgets", "acme/gadgets"), ("*/*",))
 NARROW = (("acme/widgets",), ("acme/gadgets",))
@@ -67,13 +69,11 @@ class Outcome:
 def beginning() -> tuple[bytes, tuple[PresentedKey, ...]]:
     """Return a store with a key for each of ``POLICIES``, made by the product, once a process."""
     loop = VirtualLoop()
-    weather = Weather(random.Random(0))
+    weather = Weather(random.Random(0), loop.time)
     weather.climate = CALM
     database = Database()
 
     async def make() -> list[PresentedKey]:
-        from sim_loop import Machine  # noqa: PLC0415
-
         machine = Machine(loop, "maker")
         backend = SimulatedSqlite(lambda: Wire(loop, machine, database, weather), StoreClock(loop))
         store = SealedStore(backend, [KEK])
@@ -155,17 +155,72 @@ class Story:
 
     async def _step(self) -> None:
         if self.world.weather.trouble():
-            trouble = self.chance.choice((self._crash, self._pause, self._store_down, self._github_down))
-            self.ledger.troubles += 1
-            self.spawn(trouble())
-        actions: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
-            self._ask_many, self._revoke, self._block, self._end_key, self._change_key, self._hook,
-            self._reinstall, self._leap, self._rotate, self._sweep,
+            self.spawn(self._trouble())
+        scenes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self._ask_many, self._race, self._clash, self._ambush, self._age, self._reinstall,
+            self._rotate, self._sweep,
         )  # fmt: skip
-        action = self.chance.choices(actions, (12, 2, 2, 2, 3, 2, 1, 2, 1, 1))[0]
-        self.spawn(action())
-        if action == self._leap:
+        scene = self.chance.choices(scenes, (6, 6, 2, 2, 2, 1, 1, 1))[0]
+        self.spawn(scene())
+        if scene == self._age:
             await self._quiet()
+
+    async def _race(self) -> None:
+        """Callers and somebody who ends something, all within some hundredths of a second."""
+        key, scope = self.chance.choice(self.ledger.keys), self.chance.choice(SCOPES)
+        if self.chance.random() < 0.7:
+            await self._ask(self.chance.choice(self.ledger.keys), scope, 0, refresh=False)
+        width = self.chance.choice((0.004, 0.02, 0.08))
+        ends: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self._revoke, self._block, lambda: self._end_key(key), lambda: self._change_key(key), self._hook,
+        )  # fmt: skip
+        self.spawn(self._after(self.chance.uniform(0, width), self.chance.choices(ends, (3, 3, 2, 2, 2))[0]))
+        for _ in range(self.chance.choice((1, 2, 3))):
+            whose = key if self.chance.random() < 0.6 else self.chance.choice(self.ledger.keys)
+            what = scope if self.chance.random() < 0.7 else self.chance.choice(SCOPES)
+            ask = functools.partial(self._ask, whose, what, self._min_ttl(), refresh=False)
+            self.spawn(self._after(self.chance.uniform(0, width), ask))
+
+    async def _clash(self) -> None:
+        """Several admins at one key."""
+        key = self.chance.choice(self.ledger.keys)
+        for change in self.chance.choices((self._change_key, self._end_key, self._rotate), (3, 2, 1), k=2):
+            self.spawn(self._after(self.chance.uniform(0, 0.01), functools.partial(change, key)))
+        await asyncio.sleep(self.chance.uniform(0, 0.1))
+        await self._ask(key, self.chance.choice(SCOPES), 0, refresh=False)
+
+    async def _ambush(self) -> None:
+        """Whoever mints next stops or dies in the moment in which GitHub has done it."""
+        if self.world.weather.climate.trouble:
+            self.world.github.ambush = self._fall_upon
+        scope = self.chance.choice(SCOPES)
+        for _ in range(4):
+            key = self.chance.choice(self.ledger.keys)
+            self.spawn(self._ask(key, scope, 3300, refresh=self.chance.random() < 0.3))
+
+    def _fall_upon(self, machine: Machine) -> None:
+        found = next((one for one in self.replicas if one.machine is machine), None)
+        if found is not None and not self.world.weather.over:
+            self.spawn(self._pause(found) if self.chance.random() < 0.7 else self._crash(found))
+
+    async def _age(self) -> None:
+        """Let time pass to shortly before or after the end of some token."""
+        self.running.discard(asyncio.current_task())  # type: ignore[arg-type]
+        await self._quiet()
+        github = self.world.github
+        live = [one.expires_at - github.now() for one in github.minted.values() if github.alive(one)]
+        before_s = self.chance.choice((-10.0, 100.0, 270.0, 500.0, 850.0, 1500.0))
+        seconds = max(60.0, self.chance.choice(live) - before_s) if live else 700.0
+        self.world.loop.leap(seconds)
+        self.ledger.disturbances.append((self.now, self.now))
+        self.tell(f"{seconds:.3f} s pass")
+        await asyncio.sleep(0.05)
+        await self._ask_many()
+
+    @staticmethod
+    async def _after(seconds: float, scene: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        await asyncio.sleep(seconds)
+        await scene()
 
     async def _quiet(self) -> None:
         while self.running:
@@ -229,9 +284,11 @@ class Story:
                 key = self.chance.choice(self.ledger.keys)
             if self.chance.random() < 0.1:
                 scope = self.chance.choice(SCOPES)
-            min_ttl = self.chance.choice((0, 0, 0, 0, 0, 600, 3300))
             refresh = self.chance.random() < 0.08
-            self.spawn(self._ask(key, scope, min_ttl, refresh=refresh))
+            self.spawn(self._ask(key, scope, self._min_ttl(), refresh=refresh))
+
+    def _min_ttl(self) -> int:
+        return self.chance.choice((0, 0, 0, 0, 0, 600, 3300))
 
     async def _ask(self, key: Key, scope: Scope, min_ttl: int, *, refresh: bool) -> bool:
         replica = self._replica()
@@ -359,14 +416,10 @@ class Story:
                 return
             await asyncio.sleep(1.0)
 
-    async def _end_key(self) -> None:
-        key = self.chance.choice(self.ledger.keys)
-        if len(self.ledger.keys) > 1 and self.chance.random() < 0.5:
-            key = self.ledger.keys[-1]
+    async def _end_key(self, key: Key) -> None:
         kill = self.chance.random() < 0.7
         request_id = self.request_id("end-key")
         self.tell(f"{request_id} {key.label} kill={kill}")
-        before = any(one.value < 0 for one in key.ends)
         write = Write(float("-inf"), self.now)
         key.ends.append(write)
 
@@ -376,11 +429,10 @@ class Story:
             return True
 
         ending = Ending(request_id, None, key, self.now) if kill else None
-        event = "key.revoked" if kill or not before else ""
+        event = "key.revoked" if kill else ""  # of two at once the second may find nothing left to do
         await self._admin(request_id, event, end, write, key.ends, ending=ending)
 
-    async def _change_key(self) -> None:
-        key = self.chance.choice(self.ledger.keys)
+    async def _change_key(self, key: Key) -> None:
         request_id = self.request_id("change-key")
         patterns = self.chance.choice((*NARROW, *NARROW, POLICIES[0]))
         self.tell(f"{request_id} {key.label} {patterns}")
@@ -395,8 +447,8 @@ class Story:
             key.patterns,
         )
 
-    async def _rotate(self) -> None:
-        key = self.chance.choice(self.ledger.keys)
+    async def _rotate(self, key: Key | None = None) -> None:
+        key = key or self.chance.choice(self.ledger.keys)
         overlap = self.chance.choice((0, 0, 2, 600))
         request_id = self.request_id("rotate")
         began = self.now
@@ -417,10 +469,11 @@ class Story:
             text, record = answer
             if record.repositories not in key.patterns.possible(began, self.now):
                 self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
-            self._add_key(f"{key.label}+", parse(text.reveal()), record.repositories)
+            self._add_key(f"{key.label}+{request_id}", parse(text.reveal()), record.repositories)
             if record.expires_at is not None:
                 end = Write(record.expires_at - EPOCH, began, self.now, acknowledged=True)
                 self.ledger.keys[-1].ends.append(end)
+                self.ledger.keys[-1].born_ending = True
 
     # -- GitHub and webhooks ---------------------------------------------------------------------
 
@@ -446,16 +499,8 @@ class Story:
     async def _reinstall(self) -> None:
         self.tell("reinstalled")
         self.world.github.install("acme", ["widgets", "gadgets", "gizmos"])
-        self.ledger.troubles += 1  # which replica notices when is not known from outside
-
-    async def _leap(self) -> None:
-        self.running.discard(asyncio.current_task())  # type: ignore[arg-type]
-        await self._quiet()
-        seconds = self.chance.choice((700.0, 2400.0, 2700.0, 3200.0, 3700.0))
-        self.world.loop.leap(seconds)
-        self.ledger.disturbances.append((self.now, self.now))
-        self.tell(f"leapt {seconds:g}")
-        await asyncio.sleep(0.05)
+        # When the replicas notice is not known from outside: within the life of a picture of an installation.
+        self.ledger.disturbances.append((self.now, float("inf")))
 
     async def _sweep(self) -> None:
         replica = self._replica()
@@ -464,43 +509,51 @@ class Story:
 
     # -- trouble ---------------------------------------------------------------------------------
 
-    async def _crash(self) -> None:
-        number = self.chance.randrange(REPLICAS)
-        before = self.replicas[number]
-        if not before.machine.talks:
-            return
-        self.tell(f"{before.name} killed")
-        before.machine.kill()
-        self.graves.append(before)
-        await asyncio.sleep(self.chance.uniform(0, 3))
-        self.replicas[number] = Replica(self.world, before.name)
+    async def _trouble(self) -> None:
+        replica = self.chance.choice(self.replicas)
+        await self.chance.choice(
+            (lambda: self._crash(replica), lambda: self._pause(replica), self._store_down, self._github_down)
+        )()
 
-    async def _pause(self) -> None:
-        machine = self.chance.choice(self.replicas).machine
-        seconds = self.chance.choice((0.5, 2.0, 5.5, 7.0, 12.0))
-        self.tell(f"{machine.name} stopped for {seconds:g}")
-        machine.pause()
+    async def _crash(self, replica: Replica) -> None:
+        if not replica.machine.talks:
+            return
+        began = self.now
+        self.tell(f"{replica.name} killed")
+        replica.machine.kill()
+        self.graves.append(replica)
+        await asyncio.sleep(self.chance.uniform(0, 3))
+        self.replicas[self.replicas.index(replica)] = Replica(self.world, replica.name)
+        self.ledger.troubles.append((began, self.now))
+
+    async def _pause(self, replica: Replica) -> None:
+        began, seconds = self.now, self.chance.choice((0.5, 2.0, 5.5, 7.0, 12.0))
+        self.tell(f"{replica.name} stopped for {seconds:g}")
+        replica.machine.pause()
         await asyncio.sleep(seconds)
-        machine.go_on()
+        replica.machine.go_on()
+        self.ledger.troubles.append((began, self.now))
 
     async def _store_down(self) -> None:
-        seconds = self.chance.choice((0.2, 1.5, 6.0))
+        began, seconds = self.now, self.chance.choice((0.2, 1.5, 6.0))
         self.tell(f"store down for {seconds:g}")
-        self.world.database.down_until = self.now + seconds
+        self.world.database.down_until = began + seconds
         await asyncio.sleep(seconds)
+        self.ledger.troubles.append((began, self.now))
 
     async def _github_down(self) -> None:
-        seconds = self.chance.choice((0.5, 3.0, 12.0))
+        began, seconds = self.now, self.chance.choice((0.5, 3.0, 12.0))
         self.tell(f"GitHub down for {seconds:g}")
-        self.world.github.down_until = self.now + seconds
+        self.world.github.down_until = began + seconds
         await asyncio.sleep(seconds)
+        self.ledger.troubles.append((began, self.now))
 
 
 def play(seed: int, parts: Parts | None = None) -> Outcome:
     """Play the story of a seed; the same seed and code give the same story."""
     image, keys = beginning()
     loop = VirtualLoop()
-    weather = Weather(random.Random(seed))
+    weather = Weather(random.Random(seed), loop.time)
     database = Database(image)
     clock_off_s = weather.chance.choice((0.0, 0.0, 0.0, 45.0, -600.0, 3000.0))
     github = SimulatedGitHub(loop, weather, clock_off_s=clock_off_s)
@@ -512,7 +565,6 @@ def play(seed: int, parts: Parts | None = None) -> Outcome:
             loop.run_until_complete(story.play(keys))
         except StuckError as error:
             story.ledger.violations.append(f"stuck: {error}")
-        story.ledger.lies = sum(one.lies for one in github.minted.values())
         violations = story.ledger.judge(github, database, weather.faults)
         _bury(loop, story)
     finally:

@@ -1,6 +1,7 @@
 """What chance does to messages: how long they take, and which of them are lost. All from one seed."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 NEVER = float("inf")
@@ -39,22 +40,23 @@ CALM = Climate("calm")
 BUSY = Climate("busy", slow=0.1, cancels=0.05, github_slow=0.1)
 ROUGH = Climate(
     "rough", slow=0.08, lost=0.01, late=0.01, cancels=0.05, github_slow=0.1, github_fails=0.08,
-    github_limits=0.01, github_lies=0.01, trouble=0.25,
+    github_limits=0.01, github_lies=0.06, trouble=0.15,
 )  # fmt: skip
 STORM = Climate(
     "storm", slow=0.15, lost=0.04, late=0.04, cancels=0.1, github_slow=0.15, github_fails=0.2,
-    github_limits=0.02, github_lies=0.03, trouble=0.4,
+    github_limits=0.02, github_lies=0.06, trouble=0.25,
 )  # fmt: skip
 
 
 class Weather:
     """Draws fates."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, time: Callable[[], float]) -> None:
         self.chance = chance
+        self._time = time
         self.climate = chance.choices((CALM, BUSY, ROUGH, STORM), (3, 2, 3, 2))[0]
-        self.faults = 0
-        """Messages that were lost or late, and the like: what excuses an extra mint."""
+        self.faults: list[float] = []
+        """When messages were lost or late, and the like: what excuses an extra mint."""
         self.over = False
 
     def _hits(self, likely: float) -> bool:
@@ -63,16 +65,16 @@ class Weather:
     def store(self) -> Fate:
         """Return the fate of a call of the store: some milliseconds, at times longer than its deadline."""
         climate, chance = self.climate, self.chance
-        there, back = chance.expovariate(2000), chance.expovariate(2000)
+        there, back = chance.expovariate(600), chance.expovariate(600)
         if self._hits(climate.slow):
             there += chance.expovariate(20)
         if self._hits(climate.slow):
             back += chance.expovariate(20)
         if self._hits(climate.lost):
-            self.faults += 1
+            self.faults.append(self._time())
             return Fate(there, NEVER) if chance.random() < 0.6 else Fate(NEVER, NEVER)
         if self._hits(climate.late):
-            self.faults += 1
+            self.faults.append(self._time())
             return Fate(chance.uniform(1, 4), NEVER, late=True)
         return Fate(there, back)
 
@@ -88,19 +90,19 @@ class Weather:
         if self._hits(climate.github_slow):
             back += chance.expovariate(2)
         if self._hits(climate.github_fails / 2):
-            self.faults += 1
+            self.faults.append(self._time())
             return Fate(there, NEVER) if chance.random() < 0.5 else Fate(NEVER, NEVER)
         return Fate(there, back)
 
     def github_fails(self) -> bool:
         if self._hits(self.climate.github_fails):
-            self.faults += 1
+            self.faults.append(self._time())
             return True
         return False
 
     def github_limits(self) -> bool:
         if self._hits(self.climate.github_limits):
-            self.faults += 1
+            self.faults.append(self._time())
             return True
         return False
 
