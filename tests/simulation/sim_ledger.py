@@ -16,7 +16,8 @@ V = TypeVar("V")
 STILL_TRAVELS_S = 6.0
 """A write that failed for its sender may still take effect so long after."""
 LOOK_UP_S = 3.0
-"""Between ACQUIRE and the mint there may be a look-up."""
+QUICK_LOOK_UP_S = 0.2
+"""Between ACQUIRE and the mint there may be a look-up; the quick one where nothing is ever slow."""
 COMMIT_WITHIN_S = 6.0
 LEASE_S = 15.0
 """So long after a fault a lease may still be lost by it: GitHub's time limit and the lease's life."""
@@ -152,6 +153,8 @@ class Ledger:
     """(event, request id) of every change that was acknowledged."""
     troubles: list[tuple[float, float]] = field(default_factory=list)
     """When a replica, the store or GitHub was away."""
+    slow: bool = False
+    """Whether messages may take seconds."""
     violations: list[str] = field(default_factory=list)
 
     def judge(self, github: SimulatedGitHub, database: Database, faults: Sequence[float]) -> list[str]:
@@ -236,7 +239,8 @@ class Ledger:
 
     def _excused(self, one: Minted, faults: Sequence[float]) -> bool:
         """Return whether an ending came in its way, or a fault that can cost a lease."""
-        since, until = one.asked_at - LOOK_UP_S, one.minted_at + COMMIT_WITHIN_S
+        look_up_s = LOOK_UP_S if self.slow else QUICK_LOOK_UP_S
+        since, until = one.asked_at - look_up_s, one.minted_at + COMMIT_WITHIN_S
         if any(began <= until and since <= ended for began, ended in self.disturbances):
             return True
         since, until = since - LEASE_S, until + LEASE_S

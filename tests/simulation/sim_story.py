@@ -26,7 +26,7 @@ from broker.ports import HookWork
 from broker.store.sealed import SealedStore
 
 REPLICAS = 3
-STEPS = 12
+STEPS = 10
 PATIENCE_S = 40.0
 REST_S = 90.0
 HOOK_WITHIN_S = 10.0
@@ -157,19 +157,51 @@ class Story:
         if self.world.weather.trouble():
             self.spawn(self._trouble())
         scenes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
-            self._ask_many, self._race, self._clash, self._ambush, self._age, self._reinstall,
-            self._rotate, self._sweep,
+            self._ask_many, self._race, self._hand_over, self._cold, self._clash, self._age, self._reinstall,
+            self._create_key, self._rotate, self._sweep,
         )  # fmt: skip
-        scene = self.chance.choices(scenes, (6, 6, 2, 2, 2, 1, 1, 1))[0]
+        scene = self.chance.choices(scenes, (5, 5, 3, 4, 2, 2, 1, 1, 1, 1))[0]
         self.spawn(scene())
         if scene == self._age:
             await self._quiet()
 
+    def _able(self, scope: Scope) -> Key:
+        """Return a key that may have a token of ``scope`` now, if there is one."""
+        able = [key for key in self.ledger.keys if key.may(scope, self.now, self.now)]
+        return self.chance.choice(able or self.ledger.keys)
+
+    async def _cold(self) -> None:
+        """A scope that nobody has a token of, asked for everywhere; then whoever mints has bad luck."""
+        scope = self.chance.choice(SCOPES)
+        await self._revoke(Target(TargetKind.OWNER, "acme"))
+        await asyncio.sleep(0.3)
+        if self.world.weather.climate.trouble and self.chance.random() < 0.7:
+            self.world.github.ambush = self._fall_upon
+        else:
+            end = self.chance.choice((self._revoke, self._block, self._hook))
+            self.spawn(self._after(self.chance.uniform(0, 0.08), end))
+        for replica in self.replicas:
+            for _ in range(self.chance.choice((1, 1, 2))):
+                self.spawn(self._ask(self._able(scope), scope, self._min_ttl(), replica=replica))
+
+    async def _hand_over(self) -> None:
+        """A key that never had a token is ended with its tokens while it gets its first one."""
+        scope = self.chance.choice(SCOPES)
+        key = await self._create_key()
+        await self._ask(self._able(scope), scope, 0)
+        if key is None:
+            return
+        width = self.chance.choice((0.003, 0.01))
+        self.spawn(self._after(self.chance.uniform(0, width), functools.partial(self._end_key, key)))
+        for _ in range(2):
+            self.spawn(self._after(self.chance.uniform(0, width), lambda: self._ask(key, scope, 0)))
+
     async def _race(self) -> None:
         """Callers and somebody who ends something, all within some hundredths of a second."""
-        key, scope = self.chance.choice(self.ledger.keys), self.chance.choice(SCOPES)
+        scope = self.chance.choice(SCOPES)
+        key = self._able(scope)
         if self.chance.random() < 0.7:
-            await self._ask(self.chance.choice(self.ledger.keys), scope, 0, refresh=False)
+            await self._ask(self._able(scope), scope, 0)
         width = self.chance.choice((0.004, 0.02, 0.08))
         ends: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
             self._revoke, self._block, lambda: self._end_key(key), lambda: self._change_key(key), self._hook,
@@ -178,7 +210,7 @@ class Story:
         for _ in range(self.chance.choice((1, 2, 3))):
             whose = key if self.chance.random() < 0.6 else self.chance.choice(self.ledger.keys)
             what = scope if self.chance.random() < 0.7 else self.chance.choice(SCOPES)
-            ask = functools.partial(self._ask, whose, what, self._min_ttl(), refresh=False)
+            ask = functools.partial(self._ask, whose, what, self._min_ttl())
             self.spawn(self._after(self.chance.uniform(0, width), ask))
 
     async def _clash(self) -> None:
@@ -187,21 +219,17 @@ class Story:
         for change in self.chance.choices((self._change_key, self._end_key, self._rotate), (3, 2, 1), k=2):
             self.spawn(self._after(self.chance.uniform(0, 0.01), functools.partial(change, key)))
         await asyncio.sleep(self.chance.uniform(0, 0.1))
-        await self._ask(key, self.chance.choice(SCOPES), 0, refresh=False)
-
-    async def _ambush(self) -> None:
-        """Whoever mints next stops or dies in the moment in which GitHub has done it."""
-        if self.world.weather.climate.trouble:
-            self.world.github.ambush = self._fall_upon
-        scope = self.chance.choice(SCOPES)
-        for _ in range(4):
-            key = self.chance.choice(self.ledger.keys)
-            self.spawn(self._ask(key, scope, 3300, refresh=self.chance.random() < 0.3))
+        await self._ask(key, self.chance.choice(SCOPES), 0)
 
     def _fall_upon(self, machine: Machine) -> None:
         found = next((one for one in self.replicas if one.machine is machine), None)
         if found is not None and not self.world.weather.over:
-            self.spawn(self._pause(found) if self.chance.random() < 0.7 else self._crash(found))
+            longer_than_a_lease = self.chance.choice((5.2, 6.0, 8.0))
+            self.spawn(
+                self._pause(found, longer_than_a_lease)
+                if self.chance.random() < 0.75
+                else self._crash(found)
+            )
 
     async def _age(self) -> None:
         """Let time pass to shortly before or after the end of some token."""
@@ -264,7 +292,7 @@ class Story:
             return
         key, scope = self.chance.choice(able)
         for _ in range(20):
-            if await self._ask(key, scope, 0, refresh=False):
+            if await self._ask(key, scope, 0):
                 return
             await asyncio.sleep(4.0)
         if key.certain(self.now):
@@ -277,8 +305,8 @@ class Story:
         return found if found.ready and found.machine.talks else None
 
     async def _ask_many(self) -> None:
-        key = self.chance.choice(self.ledger.keys)
         scope = self.chance.choice(SCOPES)
+        key = self._able(scope)
         for _ in range(self.chance.choice((1, 2, 3, 5))):
             if self.chance.random() < 0.3:
                 key = self.chance.choice(self.ledger.keys)
@@ -290,9 +318,17 @@ class Story:
     def _min_ttl(self) -> int:
         return self.chance.choice((0, 0, 0, 0, 0, 600, 3300))
 
-    async def _ask(self, key: Key, scope: Scope, min_ttl: int, *, refresh: bool) -> bool:
-        replica = self._replica()
-        if replica is None:
+    async def _ask(
+        self,
+        key: Key,
+        scope: Scope,
+        min_ttl: int,
+        *,
+        refresh: bool = False,
+        replica: Replica | None = None,
+    ) -> bool:
+        replica = replica or self._replica()
+        if replica is None or not replica.ready:
             return False
         request_id = self.request_id("ask")
         asked_at = self.now
@@ -367,11 +403,11 @@ class Story:
                 ending.acknowledged_at = self.now
         return answer
 
-    async def _revoke(self) -> None:
+    async def _revoke(self, wanted: Target | None = None) -> None:
         request_id = self.request_id("revoke")
         installation_id = None
-        roll = self.chance.random()
-        target = self.chance.choice(TARGETS)
+        roll = 1.0 if wanted else self.chance.random()
+        target = wanted or self.chance.choice(TARGETS)
         if roll < 0.15:
             target = Target(TargetKind.ALL)
         elif roll < 0.3 and self.ledger.given:
@@ -446,6 +482,27 @@ class Story:
             write,
             key.patterns,
         )
+
+    async def _create_key(self) -> Key | None:
+        patterns = self.chance.choice(POLICIES)
+        policy = KeyPolicy.parse(
+            name="made in a story",
+            role=Role.CALLER,
+            repositories=patterns,
+            permissions=None,
+            rate_limit_per_minute=None,
+        )
+        request_id = self.request_id("create-key")
+        self.tell(f"{request_id} {patterns}")
+        answer = await self._admin(
+            request_id,
+            "key.created",
+            lambda replica, actor: replica.keys.create(policy, by="a story", actor=actor),
+        )
+        if not isinstance(answer, tuple):
+            return None
+        self._add_key(request_id, parse(answer[0].reveal()), patterns)
+        return self.ledger.keys[-1]
 
     async def _rotate(self, key: Key | None = None) -> None:
         key = key or self.chance.choice(self.ledger.keys)
@@ -526,8 +583,8 @@ class Story:
         self.replicas[self.replicas.index(replica)] = Replica(self.world, replica.name)
         self.ledger.troubles.append((began, self.now))
 
-    async def _pause(self, replica: Replica) -> None:
-        began, seconds = self.now, self.chance.choice((0.5, 2.0, 5.5, 7.0, 12.0))
+    async def _pause(self, replica: Replica, seconds: float = 0.0) -> None:
+        began, seconds = self.now, seconds or self.chance.choice((0.5, 2.0, 5.5, 7.0, 12.0))
         self.tell(f"{replica.name} stopped for {seconds:g}")
         replica.machine.pause()
         await asyncio.sleep(seconds)
@@ -558,6 +615,7 @@ def play(seed: int, parts: Parts | None = None) -> Outcome:
     clock_off_s = weather.chance.choice((0.0, 0.0, 0.0, 45.0, -600.0, 3000.0))
     github = SimulatedGitHub(loop, weather, clock_off_s=clock_off_s)
     story = Story(seed, World(loop, weather, database, github, parts or Parts()))
+    story.ledger.slow = weather.climate is not CALM
     unexpected: list[str] = []
     loop.set_exception_handler(lambda _, context: unexpected.append(_told(context)))
     try:
