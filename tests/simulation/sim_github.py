@@ -113,12 +113,18 @@ class SimulatedGitHub:
     # -- what calls do ---------------------------------------------------------------------------
 
     def mint(
-        self, machine: Machine, asked_at: float, installation_id: int, names: Any, permissions: Any, told: bool
+        self,
+        machine: Machine,
+        asked_at: float,
+        installation_id: int,
+        names: Any,
+        permissions: Any,
+        told: bool,
     ) -> MintedToken:
         found = next((one for one in self.installed.values() if one.id == installation_id), None)
         if found is None:
             raise InstallationGoneError("404")
-        if names is not None and not names or not permissions:
+        if not permissions or (names is not None and not names):
             self.violations.append("an empty list was sent to GitHub")
         owner = found.login.lower()
         asked = None if names is None else tuple(f"{owner}/{name}" for name in names)
@@ -130,7 +136,7 @@ class SimulatedGitHub:
             levels["contents"] = "write"
         elif lie == 1:
             levels["issues"] = "read"
-        elif lie == 2 and asked is not None:  # noqa: PLR2004
+        elif lie == 2 and asked is not None:
             given = self.repositories[owner] if len(asked) == 1 else asked[:1]
         text = f"ghs_{len(self.minted):06d}{self.weather.chance.getrandbits(160):040x}"
         now = self.loop.time()

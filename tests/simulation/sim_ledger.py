@@ -1,5 +1,6 @@
 """What the outside saw, and whether the promises were kept. Times are the loop's seconds."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -189,9 +190,7 @@ class Ledger:
             if not one.key.may(one.scope, one.asked_at, one.given_at):
                 yield f"rule 6: {one.request_id}: {one.key.label} was given what it may not have any more"
             for target, history in self.blocks.items():
-                if _target_reaches(target, minted) and all(
-                    history.possible(one.asked_at, one.given_at)
-                ):
+                if _target_reaches(target, minted) and all(history.possible(one.asked_at, one.given_at)):
                     yield f"rule 6: {one.request_id} was given a token that reaches blocked {target.name}"
             for ending in self.endings:
                 over = ending.acknowledged_at
@@ -217,7 +216,9 @@ class Ledger:
 
     # -- rule 3 ----------------------------------------------------------------------------------
 
-    def _one_mint(self, github: SimulatedGitHub, kept: dict[str, float], faults: Sequence[float]) -> Iterator[str]:
+    def _one_mint(
+        self, github: SimulatedGitHub, kept: dict[str, float], faults: Sequence[float]
+    ) -> Iterator[str]:
         by_scope: dict[object, list[Minted]] = {}
         for one in github.minted.values():
             by_scope.setdefault(one.scope, []).append(one)
@@ -225,7 +226,7 @@ class Ledger:
             stored = sorted(
                 ((kept[one.sha], one) for one in tokens if one.sha in kept), key=lambda pair: pair[0]
             )
-            for (committed, before), (_, after) in zip(stored, stored[1:], strict=False):
+            for (committed, before), (_, after) in itertools.pairwise(stored):
                 if after.asked_at < committed:
                     yield (
                         f"rule 3: two mints of {scope} were kept that ran at once "
@@ -273,9 +274,7 @@ class Ledger:
             doomed: set[str] = set()
             if ending.reaches is not None:
                 doomed = {
-                    sha
-                    for sha in kept
-                    if (one := github.minted[sha]).minted_at < at and ending.reaches(one)
+                    sha for sha in kept if (one := github.minted[sha]).minted_at < at and ending.reaches(one)
                 }
             if ending.key is not None:
                 doomed |= {one.sha for one in self.given if one.key is ending.key}

@@ -3,7 +3,7 @@
 import asyncio
 import heapq
 from collections.abc import Coroutine
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
 from enum import Enum
 from typing import Any
 

@@ -37,9 +37,7 @@ class WithoutFence(SimulatedSqlite):
 
     async def commit(self, args: CommitArgs) -> str:
         def take(db: sqlite3.Connection, now: float) -> None:
-            db.execute(
-                "INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (args.scope, args.nonce, now + 1)
-            )
+            db.execute("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", (args.scope, args.nonce, now + 1))
 
         return await SimulatedSqlite.commit(_beginning_with(self, take), args)
 
@@ -139,16 +137,16 @@ class Credulous(Minter):
         )
 
 
-MUTANTS: Mapping[str, tuple[Parts, str]] = {
-    "no fence": (Parts(backend=WithoutFence), "rule 3: two mints"),
-    "no marks at commit": (Parts(backend=WithoutMarks), "rule 6"),
-    "no epoch at hand-out": (Parts(backend=WithoutEpoch), "rule 6"),
-    "cache before policy": (Parts(issuer=CacheFirst), "rule 6"),
-    "no comparison of keys": (Parts(backend=WithoutComparison), "rule 6"),
-    "no lease": (Parts(backend=WithoutLease), "rule 3"),
-    "no marks at read": (Parts(backend=WithoutReadMarks), "rule 6"),
-    "no record of hand-outs": (Parts(issuer=WithoutHand), "audit"),
-    "no least life": (Parts(issuer=WithoutLife), "rule 2"),
-    "no check of GitHub's reply": (Parts(minter=Credulous), "rule 1"),
+MUTANTS: Mapping[str, tuple[Parts, str, str]] = {
+    "no fence": (Parts(backend=WithoutFence), "_ambush", "rule 3: two mints"),
+    "no marks at commit": (Parts(backend=WithoutMarks), "_cold", "rule 6"),
+    "no epoch at hand-out": (Parts(backend=WithoutEpoch), "_hand_over", "rule 6"),
+    "cache before policy": (Parts(issuer=CacheFirst), "_race", "rule 6"),
+    "no comparison of keys": (Parts(backend=WithoutComparison), "_clash", "rule 6"),
+    "no lease": (Parts(backend=WithoutLease), "_ambush", "rule 3"),
+    "no marks at read": (Parts(backend=WithoutReadMarks), "_race", "rule 6"),
+    "no record of hand-outs": (Parts(issuer=WithoutHand), "_race", "audit"),
+    "no least life": (Parts(issuer=WithoutLife), "_age", "rule 2"),
+    "no check of GitHub's reply": (Parts(minter=Credulous), "_cold", "rule 1"),
 }
-"""What was taken out, and which promise breaks then."""
+"""What was taken out, the scene that shows it soonest, and the promise that breaks then."""

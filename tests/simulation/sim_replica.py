@@ -1,4 +1,4 @@
-"""One replica: the broker's own use cases over the simulated wires, as ``broker.build`` puts them together."""
+"""One replica: the broker's own use cases, put together as in ``broker.build``, on simulated wires."""
 
 from dataclasses import dataclass
 

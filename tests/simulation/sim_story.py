@@ -3,9 +3,8 @@
 import asyncio
 import functools
 import hashlib
-import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,6 +105,8 @@ class Story:
 
     seed: int
     world: World
+    favourite: str = ""
+    """The scene that is drawn ten times as often."""
     ledger: Ledger = field(default_factory=Ledger)
     replicas: list[Replica] = field(default_factory=list)
     graves: list[Replica] = field(default_factory=list)
@@ -139,7 +140,9 @@ class Story:
         await asyncio.sleep(0.1)
         for _ in range(STEPS):
             await self._step()
-            pause = self.chance.choices((0.0, self.chance.uniform(0, 0.05), self.chance.uniform(0, 3)), (3, 4, 3))
+            pause = self.chance.choices(
+                (0.0, self.chance.uniform(0, 0.05), self.chance.uniform(0, 3)), (3, 4, 3)
+            )
             await asyncio.sleep(pause[0])
         await self._rest()
         await self._recovered()
@@ -157,13 +160,18 @@ class Story:
         if self.world.weather.trouble():
             self.spawn(self._trouble())
         scenes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
-            self._ask_many, self._race, self._hand_over, self._cold, self._clash, self._age, self._reinstall,
+            self._ask_many, self._race, self._hand_over, self._cold, self._ambush, self._clash, self._age, self._reinstall,
             self._create_key, self._rotate, self._sweep,
         )  # fmt: skip
-        scene = self.chance.choices(scenes, (5, 5, 3, 4, 2, 2, 1, 1, 1, 1))[0]
-        self.spawn(scene())
-        if scene == self._age:
-            await self._quiet()
+        weights = [
+            weight * (10 if scene.__name__ == self.favourite else 1)
+            for scene, weight in zip(scenes, (5, 5, 3, 2, 2, 2, 2, 1, 1, 1, 1), strict=True)
+        ]
+        scene = self.chance.choices(scenes, weights)[0]
+        if scene in {self._age, self._ambush}:
+            await scene()
+        else:
+            self.spawn(scene())
 
     def _able(self, scope: Scope) -> Key:
         """Return a key that may have a token of ``scope`` now, if there is one."""
@@ -171,15 +179,28 @@ class Story:
         return self.chance.choice(able or self.ledger.keys)
 
     async def _cold(self) -> None:
-        """A scope that nobody has a token of, asked for everywhere; then whoever mints has bad luck."""
+        """A scope that nobody has a token of, asked for everywhere, and something ends it meanwhile."""
+        scope = self.chance.choice(SCOPES)
+        await self._revoke(Target(TargetKind.OWNER, "acme"))
+        end = self.chance.choice((self._revoke, self._block, self._hook))
+        self.spawn(self._after(self.chance.uniform(0, 0.08), end))
+        self._ask_everywhere(scope)
+
+    async def _ambush(self) -> None:
+        """As ``_cold``, with nothing else going on, and who mints stops or dies when GitHub has done it."""
+        await self._quiet()
         scope = self.chance.choice(SCOPES)
         await self._revoke(Target(TargetKind.OWNER, "acme"))
         await asyncio.sleep(0.3)
-        if self.world.weather.climate.trouble and self.chance.random() < 0.7:
+        if self.world.weather.climate.trouble:
             self.world.github.ambush = self._fall_upon
-        else:
-            end = self.chance.choice((self._revoke, self._block, self._hook))
-            self.spawn(self._after(self.chance.uniform(0, 0.08), end))
+            self.world.weather.still = True  # else of those who wait nobody lasts until the lease ends
+        self._ask_everywhere(scope)
+        await self._quiet()
+        self.world.weather.still = False
+        self.world.github.ambush = None
+
+    def _ask_everywhere(self, scope: Scope) -> None:
         for replica in self.replicas:
             for _ in range(self.chance.choice((1, 1, 2))):
                 self.spawn(self._ask(self._able(scope), scope, self._min_ttl(), replica=replica))
@@ -215,25 +236,24 @@ class Story:
 
     async def _clash(self) -> None:
         """Several admins at one key."""
-        key = self.chance.choice(self.ledger.keys)
-        for change in self.chance.choices((self._change_key, self._end_key, self._rotate), (3, 2, 1), k=2):
-            self.spawn(self._after(self.chance.uniform(0, 0.01), functools.partial(change, key)))
-        await asyncio.sleep(self.chance.uniform(0, 0.1))
-        await self._ask(key, self.chance.choice(SCOPES), 0)
+        key = self._able(self.chance.choice(SCOPES))
+        changes = self.chance.choices((self._change_key, self._end_key, self._rotate), (3, 2, 1), k=2)
+        await asyncio.gather(
+            *(self._after(self.chance.uniform(0, 0.005), functools.partial(one, key)) for one in changes)
+        )
+        for scope in self.chance.sample(SCOPES, 2):
+            await self._ask(key, scope, 0)
 
     def _fall_upon(self, machine: Machine) -> None:
         found = next((one for one in self.replicas if one.machine is machine), None)
         if found is not None and not self.world.weather.over:
             longer_than_a_lease = self.chance.choice((5.2, 6.0, 8.0))
             self.spawn(
-                self._pause(found, longer_than_a_lease)
-                if self.chance.random() < 0.75
-                else self._crash(found)
+                self._pause(found, longer_than_a_lease) if self.chance.random() < 0.75 else self._crash(found)
             )
 
     async def _age(self) -> None:
         """Let time pass to shortly before or after the end of some token."""
-        self.running.discard(asyncio.current_task())  # type: ignore[arg-type]
         await self._quiet()
         github = self.world.github
         live = [one.expires_at - github.now() for one in github.minted.values() if github.alive(one)]
@@ -284,9 +304,7 @@ class Story:
             for key in self.ledger.keys
             for scope in SCOPES
             if key.may(scope, self.now, self.now)
-            and not any(
-                any(history.possible(self.now, self.now)) for history in self.ledger.blocks.values()
-            )
+            and not any(any(history.possible(self.now, self.now)) for history in self.ledger.blocks.values())
         ]
         if not able:
             return
@@ -515,9 +533,7 @@ class Story:
         answer = await self._admin(
             request_id,
             "key.rotated",
-            lambda replica, actor: replica.keys.rotate(
-                key.id, overlap_s=overlap, by="a story", actor=actor
-            ),
+            lambda replica, actor: replica.keys.rotate(key.id, overlap_s=overlap, by="a story", actor=actor),
             write,
             key.ends,
         )
@@ -606,15 +622,15 @@ class Story:
         self.ledger.troubles.append((began, self.now))
 
 
-def play(seed: int, parts: Parts | None = None) -> Outcome:
-    """Play the story of a seed; the same seed and code give the same story."""
+def play(seed: int, parts: Parts | None = None, favourite: str = "") -> Outcome:
+    """Play the story of a seed; the same arguments and code give the same story."""
     image, keys = beginning()
     loop = VirtualLoop()
     weather = Weather(random.Random(seed), loop.time)
     database = Database(image)
     clock_off_s = weather.chance.choice((0.0, 0.0, 0.0, 45.0, -600.0, 3000.0))
     github = SimulatedGitHub(loop, weather, clock_off_s=clock_off_s)
-    story = Story(seed, World(loop, weather, database, github, parts or Parts()))
+    story = Story(seed, World(loop, weather, database, github, parts or Parts()), favourite)
     story.ledger.slow = weather.climate is not CALM
     unexpected: list[str] = []
     loop.set_exception_handler(lambda _, context: unexpected.append(_told(context)))

@@ -57,10 +57,11 @@ class Weather:
         self.climate = chance.choices((CALM, BUSY, ROUGH, STORM), (3, 2, 3, 2))[0]
         self.faults: list[float] = []
         """When messages were lost or late, and the like: what excuses an extra mint."""
+        self.still = False
         self.over = False
 
     def _hits(self, likely: float) -> bool:
-        return not self.over and likely > 0 and self.chance.random() < likely
+        return not (self.over or self.still) and likely > 0 and self.chance.random() < likely
 
     def store(self) -> Fate:
         """Return the fate of a call of the store: some milliseconds, at times longer than its deadline."""
