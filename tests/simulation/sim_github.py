@@ -46,7 +46,6 @@ class Minted:
     asked_at: float
     minted_at: float
     expires_at: float
-    by: Machine
     told: bool
     """Whether the answer reached who asked."""
     dead_at: float | None = None
@@ -114,11 +113,12 @@ class SimulatedGitHub:
 
     def mint(
         self,
-        machine: Machine,
-        asked_at: float,
         installation_id: int,
-        names: Any,
-        permissions: Any,
+        names: Sequence[str] | None,
+        permissions: Sequence[str],
+        *,
+        by: Machine,
+        asked_at: float,
         told: bool,
     ) -> MintedToken:
         found = next((one for one in self.installed.values() if one.id == installation_id), None)
@@ -141,13 +141,23 @@ class SimulatedGitHub:
         text = f"ghs_{len(self.minted):06d}{self.weather.chance.getrandbits(160):040x}"
         now = self.loop.time()
         one = Minted(
-            text, token_sha256(Secret(text)), installation_id, owner, asked, tuple(permissions), given, levels,
-            asked_at, now, float(int(self.now()) + TOKEN_LIFE_S), machine, told,
-        )  # fmt: skip
+            text=text,
+            sha=token_sha256(Secret(text)),
+            installation_id=installation_id,
+            owner=owner,
+            asked_repositories=asked,
+            asked_permissions=tuple(permissions),
+            repositories=given,
+            permissions=levels,
+            asked_at=asked_at,
+            minted_at=now,
+            expires_at=float(int(self.now()) + TOKEN_LIFE_S),
+            told=told,
+        )
         self.minted[one.sha] = one
         if self.ambush is not None:
             ambush, self.ambush = self.ambush, None
-            ambush(machine)
+            ambush(by)
         return MintedToken(
             token=Secret(text),
             expires_at=one.expires_at,
@@ -248,7 +258,7 @@ class GitHubLine:
         asked_at = self._loop.time()
         minted: MintedToken = await self._call(
             lambda told: self._github.mint(
-                self._machine, asked_at, installation_id, repositories, permissions, told
+                installation_id, repositories, permissions, by=self._machine, asked_at=asked_at, told=told
             )
         )
         return minted

@@ -5,7 +5,7 @@ travels, happens in one step (one transaction), and travels back. Everything abo
 product's: batching, deadlines, giving up.
 """
 
-import asyncio
+import asyncio  # noqa: TC003 - as in every other module
 import sqlite3
 from collections.abc import Callable
 from contextvars import Context

@@ -160,8 +160,8 @@ class Story:
         if self.world.weather.trouble():
             self.spawn(self._trouble())
         scenes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
-            self._ask_many, self._race, self._hand_over, self._cold, self._ambush, self._clash, self._age, self._reinstall,
-            self._create_key, self._rotate, self._sweep,
+            self._ask_many, self._race, self._hand_over, self._cold, self._ambush, self._clash, self._age,
+            self._reinstall, self._create_key, self._rotate, self._sweep,
         )  # fmt: skip
         weights = [
             weight * (10 if scene.__name__ == self.favourite else 1)
@@ -395,6 +395,7 @@ class Story:
         work: Callable[[Replica, Actor], Coroutine[Any, Any, Any]],
         write: Write[Any] | None = None,
         history: "History[Any] | list[Write[Any]] | None" = None,
+        *,
         ending: Ending | None = None,
     ) -> Any:
         """Make one call of the admin API and write down what it means."""

@@ -40,11 +40,11 @@ CALM = Climate("calm")
 BUSY = Climate("busy", slow=0.1, cancels=0.05, github_slow=0.1)
 ROUGH = Climate(
     "rough", slow=0.08, lost=0.01, late=0.01, cancels=0.05, github_slow=0.1, github_fails=0.08,
-    github_limits=0.01, github_lies=0.06, trouble=0.15,
+    github_limits=0.01, github_lies=0.15, trouble=0.15,
 )  # fmt: skip
 STORM = Climate(
     "storm", slow=0.15, lost=0.04, late=0.04, cancels=0.1, github_slow=0.15, github_fails=0.2,
-    github_limits=0.02, github_lies=0.06, trouble=0.25,
+    github_limits=0.02, github_lies=0.15, trouble=0.25,
 )  # fmt: skip
 
 
