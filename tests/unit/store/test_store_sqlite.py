@@ -1,6 +1,8 @@
 """SQLite's threads and files: slow reads, group commit, two processes, schemas."""
 
 import asyncio
+import contextlib
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -161,6 +163,26 @@ async def test_another_process_that_holds_the_lock_is_503_in_time(
     db.execute("ROLLBACK")
     db.close()
     assert (await backend.write_key(write("A")))[0] in {"ok", "changed"}
+
+
+async def test_a_write_that_nobody_waits_for_any_more_fails_quietly(
+    backend: SqliteBackend, tmp_path: Path
+) -> None:
+    """Who hung up is not told how it went, and neither is the log, in asyncio's words of an error."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    with contextlib.closing(sqlite3.connect(tmp_path / "s.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        waits = asyncio.create_task(backend.write_key(write("a" * 12)))
+        await asyncio.sleep(0.05)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        with pytest.raises(StoreUnavailableError):  # comes after it, so that one has failed as well
+            await backend.write_key(write("b" * 12))
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []
 
 
 async def test_a_newer_schema_is_lost_not_touched(tmp_path: Path) -> None:
