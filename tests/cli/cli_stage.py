@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,12 +12,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from broker_cli.__main__ import run as run_here
 from broker_cli.api_key import check_digits
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
     from pathlib import Path
+
+    import pytest
 
 SECRET = "s3cr3tS3cr3tS3cr3tS3cr3tS3cr3tS3cr3tS3cr3tA"
 KEY_ID = "K3y1dK3y1dAB"
@@ -185,3 +189,21 @@ class Run:
     def with_(self, **environment: str | None) -> dict[str, str]:
         merged = {**self.environment, **environment}
         return {name: value for name, value in merged.items() if value is not None}
+
+
+@dataclass
+class Here:
+    """Runs a command line in this process: for what no process of its own is needed to show."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+    home: Path
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> Ran:
+        self.capfd.readouterr()
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run_here(arguments)
+        out, err = self.capfd.readouterr()
+        assert SECRET not in err + out, "the key's secret was shown"
+        assert TOKEN not in err, "the token was shown on stderr"
+        return Ran(code, out, err)
