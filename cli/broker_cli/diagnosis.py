@@ -64,6 +64,7 @@ def examine(flags: Flags) -> Iterator[Finding]:
         has_key = False
         yield _wrong(error)
     else:
+        route = settings.route  # with the CA file of a profile that has the key
         yield Finding(Verdict.GOOD, f"the API key is {settings.key.id} (from {settings.key_source})")
     try:
         reply = _probe(route)

@@ -60,6 +60,11 @@ class Settings(NamedTuple):
     timeout_s: float
     verbose: bool
 
+    @property
+    def route(self) -> Route:
+        """Where the broker is, and the way there."""
+        return Route(self.endpoint, self.endpoint_source, self.ca_file, self.proxy)
+
 
 def load_settings(flags: Flags, *, key: GivenKey | None = None) -> Settings:
     """Return the settings of this process.
@@ -94,13 +99,13 @@ def load_settings(flags: Flags, *, key: GivenKey | None = None) -> Settings:
 
 
 def load_route(flags: Flags) -> Route:
-    """Return where the broker is, for what needs no key.
+    """Return where the broker is, for what needs no key; the profile counts only if nothing else says it.
 
     Raises:
         UsageError: a setting is missing or malformed, or the profile is not safe.
     """
     environment = _environment()
-    return _route(flags, environment, _profile(environment))
+    return _route(flags, environment, None if _url_of(flags, environment).url else _profile(environment))
 
 
 def environment_for_child(token: str) -> dict[str, str]:

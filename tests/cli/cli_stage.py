@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from broker_cli import __version__
 from broker_cli.__main__ import run as run_here
 from broker_cli.api_key import check_digits
 
@@ -34,6 +35,25 @@ ANSWER = {
     "permissions": {"contents": "read", "metadata": "read"},
     "installation_id": 7,
     "cached": False,
+}
+
+WHOAMI = {
+    "id": KEY_ID,
+    "name": "nightly",
+    "role": "caller",
+    "repositories": ["acme/*"],
+    "permissions": {"contents": "read", "metadata": "read"},
+    "created_at": "2026-11-22T10:00:00Z",
+    "created_by": "ops",
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": None,
+    "rate_limit_per_minute": None,
+    "broker": {
+        "version": __version__,
+        "github_url": "https://github.com",
+        "install_url": "https://github.com/apps/x/installations/new",
+    },
 }
 
 
