@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -146,6 +147,7 @@ class Broker:
 
     def renew(self) -> None:
         """Begin anew, for commands that go on for long: all the time there is, another connection."""
+        gc.enable()  # off for commands that end at once
         self._transport.close()
         self._transport = self._connection()
         self._deadline = time.monotonic() + self._settings.timeout_s

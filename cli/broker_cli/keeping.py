@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from broker_cli.api import open_broker
-from broker_cli.errors import BrokerCliError, UnreachableError, UsageError
+from broker_cli.errors import BrokerCliError, UnreachableError
 from broker_cli.files import write_whole
 from broker_cli.output import say
 from broker_cli.retry import backoff_s
-from broker_cli.tokens import ask_token, get_token
+from broker_cli.tokens import get_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +53,7 @@ def keep_token(flags: Flags, request: Mapping[str, object], path: str, *, as_jso
     wanted = {**request, "min_ttl": least_s}
     first = {**wanted}
     wanted.pop("refresh", None)  # once is enough
+    gc.enable()  # off for commands that end at once
     signal.signal(signal.SIGTERM, _stop)
     try:
         _keep(flags, first, wanted, path, as_json=as_json)
@@ -66,30 +67,27 @@ def _keep(
     failures = 0
     until: str | None = None
     written = b""
-    with open_broker(flags) as broker:
-        while True:
-            try:
-                broker.renew()
-                answer = ask_token(broker, first if until is None else wanted)
-            except UsageError:
+    while True:
+        try:
+            # Settings and key are read anew: a key file may have been replaced meanwhile.
+            answer = get_token(flags, first if until is None else wanted)
+        except BrokerCliError as error:
+            if until is None and not isinstance(error, UnreachableError):
                 raise
-            except BrokerCliError as error:
-                if until is None and not isinstance(error, UnreachableError):
-                    raise
-                failures += 1
-                kept = "there is no token in it from this run" if until is None else f"its token ends {until}"
-                say(f"{path} is not refreshed, {kept}; trying again: {error}")
-                time.sleep(FIRST_WAIT_S + backoff_s(failures) * 6)
-                continue
-            content = _content(answer, as_json=as_json)
-            if content != written:
-                write_whole(path, content)
-                written = content
-            ends = str(answer.document.get("expires_at"))
-            if ends != until or failures:
-                say(f"{path} holds a token until {ends}")
-            until, failures = ends, 0
-            time.sleep(ROUND_S)
+            failures += 1
+            kept = "there is no token in it from this run" if until is None else f"its token ends {until}"
+            say(f"{path} is not refreshed, {kept}; trying again: {error}")
+            time.sleep(FIRST_WAIT_S + backoff_s(failures) * 6)
+            continue
+        content = _content(answer, as_json=as_json)
+        if content != written:
+            write_whole(path, content)
+            written = content
+        ends = str(answer.document.get("expires_at"))
+        if ends != until or failures:
+            say(f"{path} holds a token until {ends}")
+        until, failures = ends, 0
+        time.sleep(ROUND_S)
 
 
 def _content(answer: Answer, *, as_json: bool) -> bytes:

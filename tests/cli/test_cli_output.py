@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,17 +13,21 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from cli_stage import ANSWER, TOKEN, Say, problem
+from cli_stage import ANSWER, KEY, TOKEN, Say, problem
 
 from broker_cli import files, keeping
+from broker_cli.api_key import check_digits
 from broker_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from http.server import BaseHTTPRequestHandler
     from pathlib import Path
 
     from cli_stage import FakeBroker, Here, Run
 
+_OTHER = KEY[:5] + "Other1dOther" + KEY[17:-6]
+OTHER_KEY = _OTHER + check_digits(_OTHER)
 NEXT = {**ANSWER, "token": "ghs_next_" + "N" * 60, "expires_at": "2026-11-22T11:00:00Z"}
 
 
@@ -268,6 +273,45 @@ def test_watch_waits_for_a_broker_that_is_not_there_yet(
     assert ran.code == 0
     assert "no token in it from this run" in ran.lines[0]
     assert (here.home / "token").read_text() == f"{TOKEN}\n"
+
+
+def test_watch_takes_up_a_key_file_that_was_replaced(
+    here: Here, broker: FakeBroker, rounds: list[float]
+) -> None:
+    key_file = here.home / "key"
+    key_file.write_text(KEY)
+    here.monkeypatch.delenv("BROKER_API_KEY")
+    here.monkeypatch.setenv("BROKER_API_KEY_FILE", str(key_file))
+
+    def answer_and_take_the_key_away(handler: BaseHTTPRequestHandler) -> None:
+        body = json.dumps(ANSWER).encode()
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        key_file.write_text(OTHER_KEY if len(broker.seen) > 1 else "")
+
+    broker.answers = [Say(act=answer_and_take_the_key_away)]
+    real_say = keeping.say
+
+    def say_and_mend(message: str) -> None:
+        real_say(message)
+        if "is empty" in message:
+            key_file.write_text(OTHER_KEY)
+
+    here.monkeypatch.setattr(keeping, "say", say_and_mend)
+    ran = here("github", "token", "acme/etl", "--output", "token", "--watch")
+    assert ran.code == 0
+    assert [line for line in ran.lines if "is empty" in line]
+    sent = [one.headers["Authorization"].removeprefix("Bearer ") for one in broker.seen]
+    assert sent[0] == KEY
+    assert set(sent[1:]) == {OTHER_KEY}
+
+
+def test_watch_collects_garbage_as_other_commands_do_not(here: Here, rounds: list[float]) -> None:
+    gc.disable()  # as the process does when it starts
+    try:
+        here("github", "token", "acme/etl", "--output", "token", "--watch")
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:

@@ -38,7 +38,11 @@ PASSING_PLACES = ("/archive-v0/", "/builds-v0/")
     """
 )
 @click.option(
-    "--global", "scope", flag_value="--global", default=True, help="In your own configuration. [default]"
+    "--global",
+    "scope",
+    flag_value="--global",
+    default="--global",
+    help="In your own configuration. [default]",
 )
 @click.option("--local", "scope", flag_value="--local", help="In the repository of this folder only.")
 @click.option("--system", "scope", flag_value="--system", help="In the machine's configuration.")
