@@ -17,6 +17,7 @@ MARKS = {Verdict.GOOD: "ok", Verdict.HINT: "hint", Verdict.WRONG: "WRONG"}
 
 
 @click.command(
+    short_help="What is wrong, and what next.",
     help="""Find out what is wrong, and what to do next: settings, network, TLS, clock, key, broker, git.
 
     Prints a line a finding. Exit status 0 if nothing is wrong (hints may be left), else that of the first
@@ -26,7 +27,7 @@ MARKS = {Verdict.GOOD: "ok", Verdict.HINT: "hint", Verdict.WRONG: "WRONG"}
     Examples:
       broker-cli doctor
       broker-cli doctor --api-url https://broker.example.com
-    """
+    """,
 )
 @connection_options
 @click.pass_obj

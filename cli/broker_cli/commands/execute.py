@@ -23,6 +23,7 @@ EXIT_NO_SUCH_COMMAND = 127
 
 @click.command(
     name="exec",
+    short_help="Run one command with a token.",
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
     help="""Run a command with a token in GITHUB_TOKEN and GH_TOKEN, for that command alone.
 

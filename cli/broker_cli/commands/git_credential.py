@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(
     name="git-credential",
+    short_help="What git calls; see setup-git.",
     help="""Answer git as a credential helper. git calls this; "broker-cli setup-git" tells it to.
 
     Other hosts, and repositories that the broker has no token for, are left to git's next helper.

@@ -9,5 +9,5 @@ github = LazyGroup(
         "ls": "broker_cli.commands.github_ls:ls",
         "setup": "broker_cli.commands.github_setup:setup",
     },
-    help="Tokens for GitHub, the repositories they can be had for, and where the app is installed.",
+    help="Tokens, repositories, the app's page.",
 )

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="List the repositories you can ask for.",
     help="""List the repositories that the app can reach and your key may ask for, one a line.
 
     \b
     Examples:
       broker-cli github ls
       broker-cli github ls --json
-    """
+    """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what the broker knows about each.")
 @connection_options

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Open the app's install page.",
     help="""Open GitHub's page where an owner installs the app, or lets it see more repositories.
 
     \b
     Examples:
       broker-cli github setup
       broker-cli github setup --print     only the address, for a machine without a browser
-    """
+    """,
 )
 @click.option("--print", "only_print", is_flag=True, help="Print the page's address and open nothing.")
 @connection_options

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Print a token.",
     help="""Print a short-lived, read-only token for repositories of one owner.
 
     The token and one newline go to stdout, all else to stderr.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
       broker-cli github token --owner acme --permission contents=read
       broker-cli github token https://github.com/acme/etl.git --json
       broker-cli github token acme/etl --output /run/secrets/github-token --watch
-    """
+    """,
 )
 @click.argument("repositories", nargs=-1, metavar="[OWNER/REPO]...")
 @wish_options

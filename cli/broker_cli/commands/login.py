@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Keep address and API key.",
     help="""Keep the broker's address and your API key, so that other commands need no environment.
 
     The key is asked for without echo, or read from stdin, never taken from an argument. The broker is asked
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
       broker-cli login --api-url https://broker.example.com
       broker-cli login --api-url https://broker.example.com --ca-file ca.pem
       vault read -field=key secret/broker | broker-cli login --api-url https://broker.example.com
-    """
+    """,
 )
 @connection_options
 @click.pass_obj
@@ -58,6 +59,7 @@ def login(flags: Flags) -> None:
 
 
 @click.command(
+    short_help="Forget them.",
     help="""Forget the address and the API key that "broker-cli login" kept.
 
     The key itself goes on until a broker's admin revokes it or it expires.
@@ -65,7 +67,7 @@ def login(flags: Flags) -> None:
     \b
     Examples:
       broker-cli logout
-    """
+    """,
 )
 @connection_options
 @click.pass_obj

@@ -23,6 +23,7 @@ PASSING_PLACES = ("/archive-v0/", "/builds-v0/")
 
 
 @click.command(
+    short_help="Let git get its tokens here.",
     help="""Let git get its tokens from the broker: clone, fetch and submodules of https addresses.
 
     Writes this program into git's configuration as the credential helper of the broker's GitHub host, with
@@ -35,7 +36,7 @@ PASSING_PLACES = ("/archive-v0/", "/builds-v0/")
       broker-cli setup-git --system             for every user of a machine or image
       broker-cli setup-git --host github.com    without asking the broker, as in a Dockerfile
       broker-cli setup-git --undo
-    """
+    """,
 )
 @click.option(
     "--global",

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Whose key this is.",
     help="""Show the record of your API key: its name, role, repositories, permissions and expiry.
 
     \b
     Examples:
       broker-cli whoami
       broker-cli whoami --json
-    """
+    """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the record as the broker gives it.")
 @connection_options
