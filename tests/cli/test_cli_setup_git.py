@@ -155,7 +155,7 @@ def test_a_configuration_that_cannot_be_written(git_here: Here) -> None:
 
 
 def test_a_run_from_uvs_cache_is_warned_of(git_here: Here) -> None:
-    git_here.monkeypatch.setattr("sys.prefix", "/root/.cache/uv/archive-v0/x")
+    git_here.monkeypatch.setattr("sys.prefix", "/home/user/.cache/uv/archive-v0/x")
     assert "uv tool install" in git_here("setup-git").err
 
 
