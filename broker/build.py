@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -334,7 +335,17 @@ def build(settings: Settings, *, clock: Clock | None = None, meter: PrometheusMe
 
 def build_app(broker: Broker) -> ASGIApp:
     """Return the ASGI app of a broker; its lifespan opens and closes the broker."""
-    tokens = Tokens(broker.issuer, broker.repositories, host=broker.settings.github_host)
+    release = version("github-token-broker")
+
+    def about() -> dict[str, str | None]:
+        app = broker.about.app
+        return {
+            "version": release,
+            "github_url": broker.settings.github_url,
+            "install_url": None if app is None else install_page(broker.settings, app),
+        }
+
+    tokens = Tokens(broker.issuer, broker.repositories, host=broker.settings.github_host, about=about)
     admin = Admin(
         gate=broker.gate,
         keys=broker.keys,

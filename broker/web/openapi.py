@@ -32,6 +32,7 @@ from broker.web.wire import (
     TokenAnswer,
     TokenBody,
     WebhookAnswer,
+    WhoAmIAnswer,
 )
 
 _REF: Final = "#/components/schemas/{model}"
@@ -58,6 +59,7 @@ _MODELS: Final[tuple[type[BaseModel], ...]] = (
     TokenAnswer,
     TokenBody,
     WebhookAnswer,
+    WhoAmIAnswer,
 )
 
 
@@ -285,7 +287,12 @@ def document() -> dict[str, Any]:
                 )
             },
             "/v1/whoami": {
-                "get": _operation("whoAmI", "The caller's own record", KeyAnswer, (401, 422, 429, 503))
+                "get": _operation(
+                    "whoAmI",
+                    "The caller's own record, and what a client has to know to set itself up",
+                    WhoAmIAnswer,
+                    (401, 422, 429, 503),
+                )
             },
             **_admin_paths(),
             "/webhooks/github": {"post": _webhook()},

@@ -73,12 +73,22 @@ class Tokens:
         issuer: issues.
         repositories: lists.
         host: the GitHub host that is served, lower case.
+        about: the broker's version, the address of GitHub's pages and of the app's install page, as they
+            are now (the app is not known before GitHub has answered once).
     """
 
-    def __init__(self, issuer: Issuer, repositories: RepositoryList, *, host: str) -> None:
+    def __init__(
+        self,
+        issuer: Issuer,
+        repositories: RepositoryList,
+        *,
+        host: str,
+        about: Callable[[], dict[str, str | None]],
+    ) -> None:
         self._issuer = issuer
         self._repositories = repositories
         self._host = host
+        self._about = about
 
     async def token(self, request: Request) -> Response:
         """``POST /v1/github/token``."""
@@ -147,4 +157,5 @@ class Tokens:
         """``GET /v1/whoami``."""
         caller, last_used_at = await self._issuer.who(presented_key(request), origin_of(request))
         query_values(request, ())
-        return json_response(key_answer(caller, last_used_at), headers=_NO_STORE)
+        answer = {**key_answer(caller, last_used_at), "broker": self._about()}
+        return json_response(answer, headers=_NO_STORE)

@@ -102,6 +102,20 @@ class KeyAnswer(_Strict):
     rate_limit_per_minute: int | None
 
 
+class BrokerAnswer(_Strict):
+    """What a client has to know of the broker to set itself up."""
+
+    version: str
+    github_url: str
+    install_url: str | None
+
+
+class WhoAmIAnswer(KeyAnswer):
+    """The caller's own record, and whom it is talking to."""
+
+    broker: BrokerAnswer
+
+
 Patterns = Annotated[
     list[Annotated[str, Field(max_length=200)]],
     Field(

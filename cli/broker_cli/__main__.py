@@ -44,13 +44,37 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Dispatch through click, without the several lines that click prints for one mistake."""
-    import click  # noqa: PLC0415 - inside, so that Ctrl-C while it loads is caught as well
+    """Run the short way if it is one of the calls that machines make all day, else dispatch through click."""
+    from broker_cli.errors import BrokerCliError  # noqa: PLC0415 - inside: Ctrl-C while it loads is caught too
+    from broker_cli.quick import find_quick  # noqa: PLC0415
 
-    from broker_cli.app import cli  # noqa: PLC0415
-    from broker_cli.errors import BrokerCliError  # noqa: PLC0415
+    try:
+        quick = find_quick(arguments)
+        if quick is None:
+            return through_click(arguments)
+        quick()
+    except BrokerCliError as error:
+        from broker_cli.output import say  # noqa: PLC0415
+
+        say(str(error))
+        return error.exit_code
+    return 0
+
+
+def through_click(arguments: Sequence[str]) -> int:
+    """Dispatch through click, without the several lines that click prints for one mistake.
+
+    Raises:
+        BrokerCliError: a command failed.
+    """
+    import click  # noqa: PLC0415
+
+    from broker_cli.app import cli, complete  # noqa: PLC0415
     from broker_cli.output import say  # noqa: PLC0415
+    from broker_cli.settings import completion_asked  # noqa: PLC0415
 
+    if asked := completion_asked():
+        return complete(asked)
     try:
         with cli.make_context("broker-cli", list(arguments)) as context:
             cli.invoke(context)
@@ -63,9 +87,6 @@ def _run(arguments: Sequence[str]) -> int:
         command = error.ctx.command_path if error.ctx else "broker-cli"
         say(f"{error.format_message()} (see '{command} --help')")
         return EXIT_USAGE
-    except BrokerCliError as error:
-        say(str(error))
-        return error.exit_code
     return 0
 
 

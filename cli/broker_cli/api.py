@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -11,13 +12,14 @@ from broker_cli import __version__
 from broker_cli.errors import TransientError, UnreachableError
 from broker_cli.output import say
 from broker_cli.retry import TRANSIENT_STATUSES, pause_s
+from broker_cli.settings import load_settings
 from broker_cli.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Self
 
-    from broker_cli.settings import Settings
+    from broker_cli.settings import Flags, GivenKey, Settings
     from broker_cli.transport import Reply
 
 PAGE_SIZE = 100
@@ -27,12 +29,32 @@ NO_CONTENT = 204
 TOO_MANY_REQUESTS = 429
 
 
+def open_broker(flags: Flags, *, key: GivenKey | None = None) -> Broker:
+    """Return the broker that flags, environment and profile name; nothing is sent yet.
+
+    Args:
+        flags: what the command line says.
+        key: a key to use in place of the one from environment or profile.
+
+    Raises:
+        BrokerCliError: a setting is missing or wrong.
+    """
+    settings = load_settings(flags, key=key)
+    if settings.verbose:
+        proxy = f", proxy {settings.proxy.host}:{settings.proxy.port}" if settings.proxy else ""
+        say(
+            f"broker {settings.endpoint.url} (from {settings.endpoint_source}),"
+            f" key {settings.key.id} (from {settings.key_source}){proxy}"
+        )
+    return Broker(settings)
+
+
 class Broker:
     """The broker, for the length of one command."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._transport = Transport(settings)
+        self._transport = self._connection()
         self._deadline = time.monotonic() + settings.timeout_s
         # One id for the whole command: every try and page of it is found in the broker's audit by this.
         self._request_id = os.urandom(12).hex()
@@ -125,8 +147,9 @@ class Broker:
 
     def renew(self) -> None:
         """Begin anew, for commands that go on for long: all the time there is, another connection."""
+        gc.enable()  # off for commands that end at once
         self._transport.close()
-        self._transport = Transport(self._settings)
+        self._transport = self._connection()
         self._deadline = time.monotonic() + self._settings.timeout_s
 
     def unexpected(self, what: str) -> UnreachableError:
@@ -136,6 +159,15 @@ class Broker:
             f"unexpected answer from {settings.endpoint.url} ({what}): check {settings.endpoint_source},"
             f" and that client and broker are of one version [HTTP {OK}, request id {self._request_id}]"
         )
+
+    @property
+    def settings(self) -> Settings:
+        """What this broker was found with."""
+        return self._settings
+
+    def _connection(self) -> Transport:
+        settings = self._settings
+        return Transport(settings.endpoint, proxy=settings.proxy, ca_file=settings.ca_file)
 
     def _call(
         self, method: str, path: str, body: bytes | None, *, status: int = OK, doubt: str | None = None

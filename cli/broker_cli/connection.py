@@ -1,4 +1,4 @@
-"""The options that every command which talks to the broker has, and the way from them to the broker."""
+"""The options that every command which talks to the broker has."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from broker_cli.settings import DEFAULT_TIMEOUT_S, Flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from broker_cli.api import Broker
 
 Decorated = TypeVar("Decorated", bound="Callable[..., object]")
 
@@ -53,26 +51,6 @@ def connection_options(command: Decorated) -> Decorated:
     ):
         command = option(command)
     return command
-
-
-def open_broker(flags: Flags) -> Broker:
-    """Return the broker that flags, environment and profile name; nothing is sent yet.
-
-    Raises:
-        BrokerCliError: a setting is missing or wrong.
-    """
-    from broker_cli.api import Broker  # noqa: PLC0415 - not needed for help and usage errors
-    from broker_cli.output import say  # noqa: PLC0415
-    from broker_cli.settings import load_settings  # noqa: PLC0415
-
-    settings = load_settings(flags)
-    if settings.verbose:
-        proxy = f", proxy {settings.proxy.host}:{settings.proxy.port}" if settings.proxy else ""
-        say(
-            f"broker {settings.endpoint.url} (from {settings.endpoint_source}),"
-            f" key {settings.key.id} (from {settings.key_source}){proxy}"
-        )
-    return Broker(settings)
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: object) -> None:

@@ -31,8 +31,10 @@ class Endpoint(NamedTuple):
 
 def is_loopback(host: str) -> bool:
     """Tell whether a host is this machine: `localhost`, 127.0.0.0/8 or ::1."""
-    if host.lower() == "localhost":
+    if host.lower() in {"localhost", "127.0.0.1", "::1"}:
         return True
+    if host[:1].isalpha() and ":" not in host:  # a name: nothing to parse
+        return False
     from ipaddress import ip_address  # noqa: PLC0415
 
     try:

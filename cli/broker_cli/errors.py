@@ -8,9 +8,13 @@ class BrokerCliError(Exception):
 
 
 class RefusedError(BrokerCliError):
-    """The broker understood and said no."""
+    """The broker understood and said no; `code` is its word for why, or empty."""
 
     exit_code = 1
+
+    def __init__(self, text: str, *, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class UsageError(BrokerCliError):

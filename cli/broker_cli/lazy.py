@@ -27,7 +27,7 @@ class LazyGroup(click.Group):
         """Import and return a command; an unknown one is told together with those there are."""
         place = self._lazy.get(cmd_name)
         if place is None:
-            if not cmd_name.startswith("-"):
+            if not cmd_name.startswith("-") and not ctx.resilient_parsing:  # a shell completes: no errors
                 ctx.fail(f"there is no command {cmd_name!r} here, only: {', '.join(self._lazy)}")
             return None
         module, _, attribute = place.partition(":")

@@ -1,4 +1,4 @@
-"""The profile file: one broker's address and the key for it; reads the file system.
+"""The profile file: one broker's address and the key for it; reads and writes the file system.
 
 The file is `$XDG_CONFIG_HOME/broker-cli/profile.json` (else in `~/.config`), mode 0600, one JSON object:
 
@@ -59,6 +59,41 @@ def find_profile(path: str) -> Profile | None:
     finally:
         os.close(descriptor)
     return _parse(path, content)
+
+
+def write_profile(profile: Profile) -> None:
+    """Write a profile, whole or not at all, in a folder that only its owner can enter if it is new.
+
+    Raises:
+        UsageError: the file system does not let us.
+    """
+    import json  # noqa: PLC0415
+
+    from broker_cli.files import make_private_folder, write_whole  # noqa: PLC0415
+
+    document = {
+        "version": VERSION,
+        "api_url": profile.api_url,
+        "api_key": profile.unverified_api_key,
+        "ca_file": profile.ca_file,
+    }
+    make_private_folder(os.path.dirname(profile.path))  # noqa: PTH120
+    write_whole(profile.path, f"{json.dumps(document, indent=2)}\n".encode())
+
+
+def remove_profile(path: str) -> bool:
+    """Remove a profile, whatever state it is in; False if there is none.
+
+    Raises:
+        UsageError: the file system does not let us.
+    """
+    try:
+        os.unlink(path)  # noqa: PTH108
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UsageError(f"cannot remove the profile {path}: {error.strerror}") from None
+    return True
 
 
 def _check_owner_and_mode(path: str, status: os.stat_result) -> None:

@@ -59,7 +59,7 @@ def problem_of(reply: Reply, settings: Settings, request_id: str) -> BrokerCliEr
     if status == 401:  # noqa: PLR2004
         return ApiKeyError(text)
     if 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004
-        return RefusedError(text)
+        return RefusedError(text, code=code)
     return UnreachableError(text)
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Mapping
 
-    from broker_cli.settings import Settings
+    from broker_cli.endpoint import Endpoint
+    from broker_cli.proxy import Proxy
 
 MAX_BODY_BYTES = 1024 * 1024
 CONNECT_TIMEOUT_S = 10.0
@@ -31,10 +32,10 @@ class Reply(NamedTuple):
 class Transport:
     """The one connection to the broker, kept open from one request to the next."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._endpoint = settings.endpoint
-        self._proxy = settings.proxy
-        self._ca_file = settings.ca_file
+    def __init__(self, endpoint: Endpoint, *, proxy: Proxy | None, ca_file: str | None) -> None:
+        self._endpoint = endpoint
+        self._proxy = proxy
+        self._ca_file = ca_file
         self._connection: http.client.HTTPConnection | None = None
         self._tls: ssl.SSLContext | None = None
         self._abandoned = False
@@ -125,7 +126,11 @@ class Transport:
 
         thread = threading.Thread(target=work, name="broker-cli-exchange", daemon=True)
         thread.start()
-        thread.join(limit_s)
+        try:
+            thread.join(limit_s)
+        except BaseException:  # a signal: Ctrl-C, or SIGTERM for --watch
+            self._abandoned = True
+            raise
         if errors:
             raise errors[0]
         if not replies:

@@ -1,6 +1,7 @@
 """Keys: what they may, when they end, and what a malformed one costs."""
 
 import asyncio
+from importlib.metadata import version
 
 from harness import World, bearer, unknown_key
 from stage import HandClock, database, pair, verdict, wrap_backend
@@ -83,9 +84,12 @@ async def test_whoami_shows_the_record_and_no_hash(any_world: World) -> None:
         found = answer.json()
         assert set(found) == {
             "id", "name", "role", "repositories", "permissions", "created_at", "created_by", "expires_at",
-            "revoked_at", "last_used_at", "rate_limit_per_minute",
+            "revoked_at", "last_used_at", "rate_limit_per_minute", "broker",
         }  # fmt: skip
         assert found["id"] == key[5:17]
+        assert set(found["broker"]) == {"version", "github_url", "install_url"}
+        assert found["broker"]["version"] == version("github-token-broker")
+        assert found["broker"]["github_url"] == any_world.server.url
         assert found["repositories"] == ["acme/*", "other/svc-*"]
         assert found["permissions"] == {"contents": "read", "metadata": "read"}
         assert found["rate_limit_per_minute"] == 1000

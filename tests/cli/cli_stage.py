@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,12 +12,16 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from broker_cli import __version__
+from broker_cli.__main__ import run as run_here
 from broker_cli.api_key import check_digits
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
     from pathlib import Path
+
+    import pytest
 
 SECRET = "s3cr3tS3cr3tS3cr3tS3cr3tS3cr3tS3cr3tS3cr3tA"
 KEY_ID = "K3y1dK3y1dAB"
@@ -30,6 +35,25 @@ ANSWER = {
     "permissions": {"contents": "read", "metadata": "read"},
     "installation_id": 7,
     "cached": False,
+}
+
+WHOAMI = {
+    "id": KEY_ID,
+    "name": "nightly",
+    "role": "caller",
+    "repositories": ["acme/*"],
+    "permissions": {"contents": "read", "metadata": "read"},
+    "created_at": "2026-11-22T10:00:00Z",
+    "created_by": "ops",
+    "expires_at": None,
+    "revoked_at": None,
+    "last_used_at": None,
+    "rate_limit_per_minute": None,
+    "broker": {
+        "version": __version__,
+        "github_url": "https://github.com",
+        "install_url": "https://github.com/apps/x/installations/new",
+    },
 }
 
 
@@ -185,3 +209,21 @@ class Run:
     def with_(self, **environment: str | None) -> dict[str, str]:
         merged = {**self.environment, **environment}
         return {name: value for name, value in merged.items() if value is not None}
+
+
+@dataclass
+class Here:
+    """Runs a command line in this process: for what no process of its own is needed to show."""
+
+    monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str]
+    home: Path
+
+    def __call__(self, *arguments: str, stdin: bytes = b"") -> Ran:
+        self.capfd.readouterr()
+        self.monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = run_here(arguments)
+        out, err = self.capfd.readouterr()
+        assert SECRET not in err + out, "the key's secret was shown"
+        assert TOKEN not in err, "the token was shown on stderr"
+        return Ran(code, out, err)

@@ -30,7 +30,23 @@ def test_version_is_the_distributions(run: Run) -> None:
     assert broker_cli.__version__ == importlib.metadata.version("broker-cli")
 
 
-@pytest.mark.parametrize("arguments", [[], ["github"], ["github", "token"], ["github", "ls"], ["whoami"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["github"],
+        ["github", "token"],
+        ["github", "ls"],
+        ["github", "setup"],
+        ["whoami"],
+        ["login"],
+        ["logout"],
+        ["exec"],
+        ["setup-git"],
+        ["git-credential"],
+        ["doctor"],
+    ],
+)
 def test_help_teaches_and_needs_no_settings(run: Run, arguments: list[str]) -> None:
     ran = run(*arguments, "--help", BROKER_API_URL=None, BROKER_API_KEY=None)
     assert (ran.code, ran.err) == (0, "")

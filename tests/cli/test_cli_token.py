@@ -135,7 +135,7 @@ def test_the_request(run: Run, broker: FakeBroker, arguments: list[str], expecte
         ["acme/a", "--timeout", "nan"],
         ["acme/a", "--timeout", "inf"],
         ["acme/a", "--api-key", "x"],
-        ["acme/a", "--output", "x"],
+        ["acme/a", "--output", ""],
         ["acme/a", "--watch"],
     ],
 )

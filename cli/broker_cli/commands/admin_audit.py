@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.api import open_broker
+from broker_cli.connection import connection_options
 from broker_cli.errors import UnreachableError, UsageError
 from broker_cli.names import parse_repository
 from broker_cli.output import say, write_result

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.api import NO_CONTENT
+from broker_cli.api import NO_CONTENT, open_broker
 from broker_cli.commands.admin_outcome import check_outcome, write_outcome
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.connection import connection_options
 from broker_cli.names import parse_owner, parse_repository
 from broker_cli.output import say, write_json
 from broker_cli.tables import text_of, write_table

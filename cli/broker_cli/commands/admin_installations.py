@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.api import open_broker
+from broker_cli.connection import connection_options
 from broker_cli.names import parse_owner
 from broker_cli.output import say, write_json, write_result
 from broker_cli.tables import text_of, write_table

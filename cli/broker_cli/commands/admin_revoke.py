@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker_cli.api import open_broker
 from broker_cli.commands.admin_outcome import check_outcome, write_outcome
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.connection import connection_options
 from broker_cli.errors import UsageError
 from broker_cli.names import parse_owner, parse_repository
 

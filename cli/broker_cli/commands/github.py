@@ -7,6 +7,7 @@ github = LazyGroup(
     lazy={
         "token": "broker_cli.commands.github_token:token",
         "ls": "broker_cli.commands.github_ls:ls",
+        "setup": "broker_cli.commands.github_setup:setup",
     },
-    help="Tokens for GitHub, and the repositories they can be had for.",
+    help="Tokens, repositories, the app's page.",
 )

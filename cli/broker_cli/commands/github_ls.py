@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.api import open_broker
+from broker_cli.connection import connection_options
 from broker_cli.output import plain, write_json, write_result
 
 if TYPE_CHECKING:
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="List the repositories you can ask for.",
     help="""List the repositories that the app can reach and your key may ask for, one a line.
 
     \b
     Examples:
       broker-cli github ls
       broker-cli github ls --json
-    """
+    """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what the broker knows about each.")
 @connection_options

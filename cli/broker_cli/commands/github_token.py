@@ -1,4 +1,4 @@
-"""`broker-cli github token`: prints one token."""
+"""`broker-cli github token`: prints one token, or keeps one in a file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.connection import connection_options
 from broker_cli.errors import UsageError
-from broker_cli.names import parse_owner, parse_permissions, parse_repositories
-from broker_cli.output import write_json, write_result
+from broker_cli.tokens import print_token, token_request
+from broker_cli.wishes import wish_options
 
 if TYPE_CHECKING:
     from broker_cli.settings import Flags
 
-MAX_MIN_TTL_S = 3300
-
 
 @click.command(
+    short_help="Print a token.",
     help="""Print a short-lived, read-only token for repositories of one owner.
 
     The token and one newline go to stdout, all else to stderr.
@@ -29,25 +28,20 @@ MAX_MIN_TTL_S = 3300
       broker-cli github token acme/etl acme/shared --min-ttl 1800
       broker-cli github token --owner acme --permission contents=read
       broker-cli github token https://github.com/acme/etl.git --json
-    """
+      broker-cli github token acme/etl --output /run/secrets/github-token --watch
+    """,
 )
 @click.argument("repositories", nargs=-1, metavar="[OWNER/REPO]...")
-@click.option("--owner", metavar="OWNER", help="All repositories of this owner, in place of OWNER/REPO.")
-@click.option(
-    "--permission",
-    "permissions",
-    multiple=True,
-    metavar="NAME=read",
-    help="Give the token this permission only; may be repeated. [contents=read]",
-)
-@click.option(
-    "--min-ttl",
-    type=click.IntRange(0, MAX_MIN_TTL_S),
-    metavar="SECONDS",
-    help=f"The least life the token must have left, 0 to {MAX_MIN_TTL_S}.",
-)
-@click.option("--refresh", is_flag=True, help="Ask for a new token even if the broker has a good one.")
+@wish_options
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer, with expiry and permissions.")
+@click.option(
+    "--output", metavar="FILE", help="Write to this file in place of stdout: whole or not at all, mode 0600."
+)
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Keep the token in the file of --output fresh until stopped (SIGTERM), also through an outage.",
+)
 @connection_options
 @click.pass_obj
 def token(
@@ -59,36 +53,20 @@ def token(
     min_ttl: int | None,
     refresh: bool,
     as_json: bool,
+    output: str | None,
+    watch: bool,
 ) -> None:
     """Check the arguments, ask the broker, check its answer, print the token."""
-    request = _scope(repositories, owner)
-    if permissions:
-        request["permissions"] = parse_permissions(permissions)
-    if min_ttl is not None:
-        request["min_ttl"] = min_ttl
-    if refresh:
-        request["refresh"] = True
-    with open_broker(flags) as broker:
-        answer = broker.post("/v1/github/token", request)
-        text, granted = answer.get("token"), answer.get("permissions")
-        # A token is opaque: no length, no alphabet. What it can't hold is what would end a line or a header.
-        if not isinstance(text, str) or not text or not text.isprintable() or any(map(str.isspace, text)):
-            raise broker.unexpected("it holds no token")
-        if isinstance(granted, dict) and any(level != "read" for level in granted.values()):
-            raise broker.unexpected("the token can do more than read, so it is not passed on")
-    if as_json:
-        write_json(answer)
-    else:
-        write_result(text)
+    request = token_request(
+        repositories, owner=owner, permissions=permissions, min_ttl_s=min_ttl, refresh=refresh
+    )
+    if watch and not output:
+        raise UsageError("--watch keeps a file fresh: name it with --output FILE")
+    if output == "":
+        raise UsageError("--output names no file")
+    if output is None:
+        print_token(flags, request, as_json=as_json)
+        return
+    from broker_cli.keeping import keep_token, write_token  # noqa: PLC0415 - not needed for stdout
 
-
-def _scope(repositories: tuple[str, ...], owner: str | None) -> dict[str, object]:
-    """Return the members of the request that say which repositories the token is for."""
-    if owner is not None:
-        if repositories:
-            raise UsageError("give repositories or --owner, not both")
-        return {"owner": parse_owner(owner)}
-    if not repositories:
-        raise UsageError("name a repository (owner/repo), or an owner with --owner")
-    host, names = parse_repositories(repositories)
-    return {"repositories": names} if host is None else {"repositories": names, "host": host}
+    (keep_token if watch else write_token)(flags, request, output, as_json=as_json)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker_cli.connection import connection_options, open_broker
+from broker_cli.api import open_broker
+from broker_cli.connection import connection_options
 from broker_cli.output import plain, write_json, write_result
 
 if TYPE_CHECKING:
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(
+    short_help="Whose key this is.",
     help="""Show the record of your API key: its name, role, repositories, permissions and expiry.
 
     \b
     Examples:
       broker-cli whoami
       broker-cli whoami --json
-    """
+    """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the record as the broker gives it.")
 @connection_options
