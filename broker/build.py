@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from broker import client_wheels
 from broker import settings as broker_settings
 from broker.access.limits import RateLimiter
 from broker.audit import Auditor
@@ -55,7 +56,9 @@ from broker.web.admin import Admin
 from broker.web.metrics import MetricsPage
 from broker.web.middleware import Edge, not_found
 from broker.web.openapi import document
+from broker.web.prefect_compat import PrefectCompat
 from broker.web.probes import Probes
+from broker.web.simple_index import SimpleIndex
 from broker.web.tokens import Tokens, json_response
 from broker.web.webhooks import Webhooks
 
@@ -385,6 +388,7 @@ def build_app(broker: Broker) -> ASGIApp:
 
     routes = [
         Route("/v1/github/token", tokens.token, methods=["POST"]),
+        Route("/v1/git/askpass", tokens.askpass, methods=["GET"]),
         Route("/v1/github/repositories", tokens.repositories, methods=["GET"]),
         Route("/v1/whoami", tokens.whoami, methods=["GET"]),
         *admin.routes(),
@@ -393,6 +397,8 @@ def build_app(broker: Broker) -> ASGIApp:
         Route("/readyz", probes.ready, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
         *([] if broker.settings.metrics_port else MetricsPage(broker.meter.text, CONTENT_TYPE).routes()),
+        *SimpleIndex(client_wheels.load).routes(),
+        *PrefectCompat(tokens, broker.issuer, broker.repositories).routes(),
     ]
     # Not a Starlette(): its error middleware would answer before the edge does.
     router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)

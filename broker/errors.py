@@ -29,6 +29,7 @@ BrokerError
 │   ├── StoreUnavailableError       down, slow, refused
 │   ├── OvertakenError              something ended what was asked for while it was made: look again
 │   └── StoreLostError              not the store this process has seen, or it cannot be opened
+├── ClientWheelsError           the client cannot be given out: wrongly built or installed
 ├── SettingsError               the start stops, exit status 2
 └── PrivateKeyError             a key that cannot sign app JWTs
 
@@ -303,3 +304,9 @@ class PrivateKeyError(BrokerError):
     """A private key that cannot sign app JWTs; the text names the reason, never the key."""
 
     code = "private_key"
+
+
+class ClientWheelsError(BrokerError):
+    """There is no client to give out. Never "not found": an installer would go on to another index."""
+
+    public = "This broker has no client to give out: it was built or installed without one."

@@ -22,6 +22,9 @@ from broker.web.wire import (
     KeysAnswer,
     NewKeyAnswer,
     NoBody,
+    PrefectRepositoriesAnswer,
+    PrefectTokenAnswer,
+    PrefectTokenBody,
     ProblemAnswer,
     ReadyAnswer,
     RepositoriesAnswer,
@@ -49,6 +52,9 @@ _MODELS: Final[tuple[type[BaseModel], ...]] = (
     KeysAnswer,
     NewKeyAnswer,
     NoBody,
+    PrefectRepositoriesAnswer,
+    PrefectTokenAnswer,
+    PrefectTokenBody,
     ProblemAnswer,
     ReadyAnswer,
     RepositoriesAnswer,
@@ -249,6 +255,82 @@ def _block_methods(what: str, path: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def _file(
+    name: str, summary: str, *kinds: str, path: tuple[str, ...] = (), status: int = 200
+) -> dict[str, Any]:
+    """Return an operation of the client's index, open to all; installers may ask with HEAD as well."""
+    problems = (404, 500) if path else ()
+    operation = _operation(name, summary, None, problems, status=status, path=path, public=True)
+    if kinds:
+        operation["responses"][str(status)]["content"] = {kind: {} for kind in kinds}
+    return operation
+
+
+def _index_paths() -> dict[str, Any]:
+    pages = ("text/html", "application/vnd.pypi.simple.v1+json")
+    return {
+        "/simple/": {"get": _file("listProjects", "The client's own Python index (PEP 503, 691)", *pages)},
+        "/simple/{project}/": {
+            "get": _file(
+                "listWheels",
+                "Wheels of `broker-cli`; 404 for every other project, so that installers go on",
+                *pages,
+                path=("project",),
+            )
+        },
+        "/simple/{project}/{file}": {
+            "get": _file(
+                "downloadWheel",
+                "A wheel, or with `.metadata` behind its name its metadata (PEP 658)",
+                "application/octet-stream",
+                "text/plain",
+                path=("project", "file"),
+            )
+        },
+        "/broker-cli/": {
+            "get": _file("redirectToIndex", "Redirects to `/simple/broker-cli/`", status=301),
+        },
+    }
+
+
+def _prefect_paths() -> dict[str, Any]:
+    root = "/api/accounts/{account}/integrations/github"
+    return {
+        f"{root}/token": {
+            "post": _operation(
+                "issuePrefectToken",
+                "As `/v1/github/token`, for the public `prefect-cloud` client; `account` may be any",
+                PrefectTokenAnswer,
+                (400, 401, 403, 404, 413, 415, 422, 429, 502, 503, 504),
+                body=PrefectTokenBody,
+                path=("account",),
+            )
+        },
+        f"{root}/repositories": {
+            "get": _operation(
+                "listPrefectRepositories",
+                "As `/v1/github/repositories` in one page, for the public `prefect-cloud` client",
+                PrefectRepositoriesAnswer,
+                (401, 422, 429, 502, 503, 504),
+                path=("account",),
+            )
+        },
+    }
+
+
+def _askpass() -> dict[str, Any]:
+    operation = _operation(
+        "askpass",
+        "A token as two lines, `username=` and `password=`: what git-sync's `--askpass-url` reads",
+        None,
+        (401, 403, 404, 422, 429, 502, 503, 504),
+        query={"repository": {"type": "string", "description": "`owner/repo`"}},
+    )
+    operation["parameters"][0]["required"] = True
+    operation["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
+    return operation | {"security": [{"apiKey": []}, {"apiKeyAsPassword": []}]}
+
+
 def document() -> dict[str, Any]:
     """Return the document."""
     _, schemas = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
@@ -263,7 +345,12 @@ def document() -> dict[str, Any]:
         "security": [{"apiKey": []}],
         "components": {
             "securitySchemes": {
-                "apiKey": {"type": "http", "scheme": "bearer", "description": "`ghbk_<id>_<secret><check>`"}
+                "apiKey": {"type": "http", "scheme": "bearer", "description": "`ghbk_<id>_<secret><check>`"},
+                "apiKeyAsPassword": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "the key is the password; the user may be any, or empty",
+                },
             },
             "schemas": schemas["$defs"],
         },
@@ -294,7 +381,10 @@ def document() -> dict[str, Any]:
                     (401, 422, 429, 503),
                 )
             },
+            "/v1/git/askpass": {"get": _askpass()},
             **_admin_paths(),
+            **_index_paths(),
+            **_prefect_paths(),
             "/webhooks/github": {"post": _webhook()},
             "/livez": {"get": _operation("live", "The process answers", ReadyAnswer, (), public=True)},
             "/readyz": {

@@ -1,15 +1,16 @@
 """What callers ask: tokens, repositories, who am I."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from broker.access.keys import PresentedKey
 from broker.errors import InvalidRequestError, RequestError, UnknownHostError
 from broker.issuing.repositories import RepositoryList
-from broker.issuing.tokens import Issuer, Origin, TokenRequest
+from broker.issuing.tokens import Issued, Issuer, Origin, TokenRequest
 from broker.model import ApiKeyRecord, RepositoryName, Scope, parse_owner, parse_permissions
 from broker.redaction import holds_secret
 from broker.web.wire import (
@@ -17,6 +18,7 @@ from broker.web.wire import (
     page_limit,
     parse_body,
     presented_key,
+    presented_key_or_password,
     query_values,
     read_body,
 )
@@ -24,7 +26,7 @@ from broker.wording import rfc3339
 
 Parsed = TypeVar("Parsed")
 
-_NO_STORE: Final = {"cache-control": "no-store"}
+NO_STORE: Final = {"cache-control": "no-store"}
 _SECRETS_FROM: Final = 24
 """No secret of this product is shorter, most names of repositories are."""
 
@@ -92,14 +94,12 @@ class Tokens:
 
     async def token(self, request: Request) -> Response:
         """``POST /v1/github/token``."""
-        presented = presented_key(request)
-        try:
+
+        async def wanted() -> TokenRequest:
             query_values(request, ())
-            wanted = self._parse(parse_body(TokenBody, await read_body(request)))
-        except RequestError as error:
-            await self._issuer.refuse(presented, error, origin_of(request))
-            raise
-        issued = await self._issuer.issue(presented, wanted, origin_of(request))
+            return self._parse(parse_body(TokenBody, await read_body(request)))
+
+        issued = await self._issue(request, presented_key(request), wanted)
         token = issued.token
         return json_response(
             {
@@ -110,8 +110,51 @@ class Tokens:
                 "installation_id": token.installation_id,
                 "cached": issued.cached,
             },
-            headers=_NO_STORE,
+            headers=NO_STORE,
         )
+
+    async def askpass(self, request: Request) -> Response:
+        """``GET /v1/git/askpass``: what git-sync reads; only a line feed ends a line."""
+
+        async def name() -> str:
+            return query_values(request, ("repository",)).get("repository", "")
+
+        issued = await self.issue_for(request, presented_key_or_password(request), name)
+        text = f"username=x-access-token\npassword={issued.token.token.reveal()}\n"
+        return Response(text, headers=NO_STORE, media_type="text/plain")
+
+    async def issue_for(
+        self, request: Request, presented: PresentedKey, name: Callable[[], Awaitable[str]]
+    ) -> Issued:
+        """Return a token of default permissions for the one repository that ``name`` reads from a request.
+
+        Raises:
+            BrokerError: as ``Issuer.issue``.
+        """
+
+        async def wanted() -> TokenRequest:
+            return TokenRequest(self._scope("repository", [await name()], parse_permissions(None)))
+
+        return await self._issue(request, presented, wanted)
+
+    async def _issue(
+        self, request: Request, presented: PresentedKey, parse: Callable[[], Awaitable[TokenRequest]]
+    ) -> Issued:
+        """Issue what ``parse`` reads from the request; one that makes no sense is audited too."""
+        try:
+            wanted = await parse()
+        except RequestError as error:
+            await self._issuer.refuse(presented, error, origin_of(request))
+            raise
+        return await self._issuer.issue(presented, wanted, origin_of(request))
+
+    def _scope(self, field: str, texts: list[str], permissions: tuple[str, ...]) -> Scope:
+        names = [_of_field(field, RepositoryName.parse, text) for text in texts]
+        # Only what has the form, and so the length, of a name is looked at: names go to GitHub and
+        # into the audit.
+        if any(len(text) >= _SECRETS_FROM and holds_secret(text) for text in texts):
+            raise InvalidRequestError(public=f"{field}: a key or a token stands where a name should.")
+        return Scope.of_repositories(self._host, names, permissions)
 
     def _parse(self, body: TokenBody) -> TokenRequest:
         given = body.model_fields_set
@@ -119,12 +162,7 @@ class Tokens:
             raise InvalidRequestError(public="repositories: name some, or an owner instead, not both.")
         permissions = parse_permissions(body.permissions if "permissions" in given else None)
         if "repositories" in given:
-            names = [_of_field("repositories", RepositoryName.parse, text) for text in body.repositories]
-            # Only what has the form, and so the length, of a name is looked at: names go to GitHub and
-            # into the audit.
-            if any(len(text) >= _SECRETS_FROM and holds_secret(text) for text in body.repositories):
-                raise InvalidRequestError(public="repositories: a key or a token stands where a name should.")
-            scope = Scope.of_repositories(self._host, names, permissions)
+            scope = self._scope("repositories", body.repositories, permissions)
         else:
             scope = Scope.of_owner(self._host, _of_field("owner", parse_owner, body.owner), permissions)
         if "host" in given and body.host.lower() != self._host:
@@ -150,7 +188,7 @@ class Tokens:
                 ],
                 "next_cursor": page.next_cursor,
             },
-            headers=_NO_STORE,
+            headers=NO_STORE,
         )
 
     async def whoami(self, request: Request) -> Response:
@@ -158,4 +196,4 @@ class Tokens:
         caller, last_used_at = await self._issuer.who(presented_key(request), origin_of(request))
         query_values(request, ())
         answer = {**key_answer(caller, last_used_at), "broker": self._about()}
-        return json_response(answer, headers=_NO_STORE)
+        return json_response(answer, headers=NO_STORE)

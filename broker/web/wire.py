@@ -1,6 +1,7 @@
 """Bodies on the wire: strict models, and the one way in which a body or a header is read."""
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ MAX_OVERLAP_S: Final = 7 * 86400
 MAX_ID: Final = 2**53 - 1
 _LIMIT: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _BEARER: Final = b"bearer "
+_BASIC: Final = b"basic "
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,6 +69,25 @@ class TokenAnswer(_Strict):
     permissions: dict[str, str]
     installation_id: int
     cached: bool
+
+
+class PrefectTokenBody(_Strict):
+    """``POST /api/accounts/{account}/integrations/github/token``, as ``prefect-cloud`` sends it."""
+
+    owner: Annotated[str, Field(examples=["acme"])]
+    repository: Annotated[str, Field(description="without its owner", examples=["widgets"])]
+
+
+class PrefectTokenAnswer(_Strict):
+    """A token for that repository."""
+
+    token: str
+
+
+class PrefectRepositoriesAnswer(_Strict):
+    """All of them, as ``owner/repo``; that client knows no pages."""
+
+    repositories: list[str]
 
 
 class RepositoryAnswer(_Strict):
@@ -339,11 +360,40 @@ def presented_key(request: Request) -> keys.PresentedKey:
     Raises:
         InvalidApiKeyError: none, more than one, another scheme, or a malformed key.
     """
-    values = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    if len(values) != 1 or not values[0].lower().startswith(_BEARER):
-        raise InvalidApiKeyError("no single Authorization: Bearer header")
+    value = _authorization(request)
+    if not value.lower().startswith(_BEARER):
+        raise InvalidApiKeyError("no Authorization: Bearer header")
+    return _parsed(value[len(_BEARER) :])
+
+
+def presented_key_or_password(request: Request) -> keys.PresentedKey:
+    """Return the key in the one ``Authorization`` header: as ``Bearer``, or as the password of ``Basic``.
+
+    Who the ``Basic`` user is does not matter; a URL's user information may have an empty one.
+
+    Raises:
+        InvalidApiKeyError: as ``presented_key``.
+    """
+    value = _authorization(request)
+    if not value.lower().startswith(_BASIC):
+        return presented_key(request)
     try:
-        return keys.parse(values[0][len(_BEARER) :].strip().decode("ascii"))
+        pair = base64.b64decode(value[len(_BASIC) :].strip(), validate=True)
+    except ValueError:
+        raise InvalidApiKeyError("Authorization: Basic that is not base64") from None
+    return _parsed(pair.partition(b":")[2])
+
+
+def _authorization(request: Request) -> bytes:
+    values: list[bytes] = [value for name, value in request.scope["headers"] if name == b"authorization"]
+    if len(values) != 1:
+        raise InvalidApiKeyError("no single Authorization header")
+    return values[0]
+
+
+def _parsed(key: bytes) -> keys.PresentedKey:
+    try:
+        return keys.parse(key.strip().decode("ascii"))
     except UnicodeDecodeError:
         raise InvalidApiKeyError("a key that is not ASCII") from None
 

@@ -1,10 +1,12 @@
 """Fixtures of the end-to-end tests."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import World, world_in
+from harness import World, clean_environment, world_in
 from servers import RedisServer
 
 
@@ -20,3 +22,33 @@ def ghes_world(tmp_path: Path) -> Iterator[World]:
     """As ``world``, with the API where GitHub Enterprise Server has it."""
     with world_in(tmp_path, api_prefix="/api/v3") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def installed(pytestconfig: pytest.Config) -> Callable[[str], Path]:
+    """Return a function: the commands of a requirement in an environment of its own, kept between runs.
+
+    Programs next door are tested as their users have them, with their own dependencies beside ours.
+    """
+    assert pytestconfig.cache is not None
+    cache = pytestconfig.cache
+
+    def made(requirement: str) -> Path:
+        name = "".join(char if char.isalnum() else "-" for char in requirement)
+        folder = (
+            cache.mkdir(f"environment-{name}") / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        )
+        whole = folder / "whole"
+        if not whole.exists():
+            for command in (
+                ("uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)),
+                ("uv", "pip", "install", "--quiet", "--python", str(folder), requirement),
+            ):
+                done = subprocess.run(
+                    command, env=clean_environment(), capture_output=True, text=True, timeout=280, check=False
+                )
+                assert done.returncode == 0, done.stderr
+            whole.touch()
+        return folder / "bin"
+
+    return made

@@ -1,7 +1,9 @@
 """The two wheels, built and installed apart; needs the registry for the build backend and for click."""
 
 import email
+import hashlib
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -11,6 +13,7 @@ import pytest
 from harness import clean_environment
 
 ROOT = Path(__file__).parents[2]
+PAPERS = ("README.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")
 
 pytestmark = pytest.mark.slow
 
@@ -49,8 +52,8 @@ def names(wheel: Path) -> set[str]:
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Build both; return (service, client)."""
     out = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT, ROOT / "cli"):
-        run("uv", "build", "--quiet", "--wheel", "--out-dir", out, project)
+    run("uv", "build", "--quiet", "--out-dir", out, ROOT)  # the wheel out of the source distribution
+    run("uv", "build", "--quiet", "--wheel", "--out-dir", out, ROOT / "cli")
     (service,), (client,) = out.glob("github_token_broker-*.whl"), out.glob("broker_cli-*.whl")
     return service, client
 
@@ -73,6 +76,47 @@ def test_the_client_alone(wheels: tuple[Path, Path], tmp_path: Path) -> None:
     imports = run(venv / "bin" / "python", "-c", "import broker_cli.app, sys; print('broker' in sys.modules)")
     assert imports.strip() == "False"
     assert metadata(service)["Version"] == about["Version"]
+
+
+def test_the_service_gives_out_the_client_of_its_version(wheels: tuple[Path, Path], tmp_path: Path) -> None:
+    """Installed on its own, it has the very file that the client's project builds, and no other."""
+    service, client = wheels
+    venv = tmp_path / "venv"
+    run("uv", "venv", "--quiet", "--python", sys.executable, venv)
+    run("uv", "pip", "install", "--quiet", "--python", venv, service)
+    told = run(
+        venv / "bin" / "python",
+        "-P",  # not the tree that the tests run in
+        "-c",
+        "from broker.client_wheels import load; print(*((w.filename, w.sha256) for w in load()))",
+    )
+    assert told.strip() == str((client.name, hashlib.sha256(client.read_bytes()).hexdigest()))
+
+
+def test_earlier_clients_that_lie_there_go_in_and_ones_own_version_may_not(
+    wheels: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """What the release workflow does: the wheel of the release before goes into the folder first."""
+    _, client = wheels
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("__pycache__", "*.whl")
+    for name in ("broker", "cli"):
+        shutil.copytree(ROOT / name, tree / name, ignore=ignored)
+    for name in ("pyproject.toml", "hatch_build.py", ".gitignore", *PAPERS):
+        shutil.copy(ROOT / name, tree)
+    version = metadata(client)["Version"]
+    earlier = tree / "broker" / "client_wheels" / client.name.replace(version, "0.0.9")
+    shutil.copy(client, earlier)
+    build = ("uv", "build", "--wheel", "--out-dir", tmp_path / "out", tree)
+    run(*build)
+    (service,) = (tmp_path / "out").glob("*.whl")
+    with zipfile.ZipFile(service) as archive:
+        inside = {Path(name).name for name in archive.namelist() if name.endswith(".whl")}
+        assert inside == {client.name, earlier.name}
+        assert archive.read(f"broker/client_wheels/{client.name}") == client.read_bytes()
+    shutil.copy(client, earlier.with_name(client.name))
+    with pytest.raises(AssertionError, match="is in the way"):
+        run(*build)
 
 
 def test_the_service(wheels: tuple[Path, Path]) -> None:
