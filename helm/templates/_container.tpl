@@ -49,7 +49,7 @@ files. A list in YAML.
 BROKER_GITHUB_CLIENT_ID: {{ . | quote }}
 {{- end }}
 {{- with $v.github.appId }}
-BROKER_GITHUB_APP_ID: {{ . | quote }}
+BROKER_GITHUB_APP_ID: {{ int64 . | quote }}
 {{- end }}
 {{- with $v.github.apiUrl }}
 BROKER_GITHUB_API_URL: {{ . | quote }}

@@ -25,7 +25,7 @@ def test_secrets_given_as_values_are_in_secret_objects_only(helm: Helm) -> None:
 
 
 def _notes(helm: Helm, tmp_path: Path, *arguments: str) -> str:
-    """Return NOTES.txt: without a cluster helm never shows it, so a copy of the chart puts it in a manifest."""
+    """Return NOTES.txt: helm shows it to clusters only, so a copy of the chart has it in a manifest."""
     copy = shutil.copytree(CHART, tmp_path / "chart")
     text = (copy / "templates" / "NOTES.txt").read_text()
     (copy / "templates" / "_notes.tpl").write_text('{{ define "notes" }}' + text + "{{ end }}")

@@ -83,6 +83,10 @@ def test_the_broker_takes_the_environment(
     assert settings.port == 8080
 
 
+def test_a_large_app_id_stays_a_number_of_digits(helm: Helm) -> None:
+    assert environment(helm.rendered("-f", values_of("valkey")))["BROKER_GITHUB_APP_ID"] == "1234567"
+
+
 def _covered(path: str, rules: list[dict[str, str]]) -> bool:
     return any(
         path == rule["path"] or (rule["pathType"] == "Prefix" and path.startswith(rule["path"] + "/"))
