@@ -117,7 +117,8 @@ def test_the_image_serves_from_files_that_it_cannot_write(image: Image, world: W
         words = [image.inside(word) for word in [*entrypoint, "serve"]]
         serving = subprocess.Popen(words, stdout=log, stderr=log, **who)
     try:
-        until(healthy, seconds=60)
+        until(lambda: serving.poll() is not None or healthy(), seconds=60)
+        assert serving.poll() is None, (data / "log").read_text()
     finally:
         serving.terminate()
         serving.wait(60)
