@@ -15,7 +15,6 @@ from broker.web.openapi import document
 
 KNOWN = {f"BROKER_{name.upper()}" for name in Settings.model_fields}
 KNOWN |= {f"BROKER_{name.upper()}_FILE" for name in SECRET_FIELDS}
-KNOWN |= {"BROKER_METRICS_PORT"}
 SECRETS = {f"BROKER_{name.upper()}" for name in SECRET_FIELDS}
 
 
