@@ -13,6 +13,7 @@ _COMMANDS: Final = {
     "check": "See whether settings, store, key and GitHub are right.",
     "keys": "Make, list and revoke API keys, straight on the store.",
     "store": "Look after the store's own keys.",
+    "healthcheck": "Ask a broker whether it lives.",
     "demo": "See it work: an emulated GitHub, the real service and client, a private clone.",
 }
 

@@ -341,6 +341,20 @@ def _dotenv() -> dict[str, str | None]:
         raise SettingsError([".env cannot be read: it is no text in UTF-8"]) from None
 
 
+def own_address() -> str:
+    """Return the URL of the broker that listens on this machine with these settings; reads no secret."""
+    environment = {**_dotenv(), **os.environ}  # noqa: TID251 - this is the reader
+    fields = Settings.model_fields
+
+    def value(name: str) -> str:
+        given = (environment.get(f"{PREFIX}{name.upper()}") or "").strip()
+        return given or str(fields[name].default or "")
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(value("host"), value("host"))  # noqa: S104 - not bound
+    scheme = "https" if value("tls_cert_file") else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{value('port')}"
+
+
 def unknown_variables() -> list[str]:
     """Return a line for each ``BROKER_*`` variable that means nothing, with what may have been meant."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
