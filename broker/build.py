@@ -7,10 +7,10 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -35,15 +35,15 @@ from broker.issuing.ending import Ender
 from broker.issuing.hooks import HookReactor
 from broker.issuing.installations import Installations
 from broker.issuing.keys import KeyRegister
-from broker.issuing.minting import Minter, MintSettings
+from broker.issuing.minting import DRAIN_S, Minter, MintSettings
 from broker.issuing.owners import Owners
 from broker.issuing.repositories import RepositoryList
 from broker.issuing.tokens import Issuer, IssueSettings
 from broker.issuing.turns import Turns
 from broker.metrics import CONTENT_TYPE, PrometheusMeter
 from broker.model import ApiKeyRecord, App, Role, Secret
-from broker.observe import configure_logging
 from broker.ports import Clock
+from broker.reload import SecretWatch
 from broker.settings import Settings
 from broker.store.backend import Backend
 from broker.store.metered import metered
@@ -51,6 +51,7 @@ from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
+from broker.tls import TlsIdentity
 from broker.watch import Watch
 from broker.web.admin import Admin
 from broker.web.metrics import MetricsPage
@@ -70,6 +71,9 @@ CALLS_PER_OWNER: Final = 16
 
 _SWEEP_S: Final = 60.0
 _APP_RETRY_S: Final = 15.0
+_HURRIED_S: Final = 0.5
+_WRITE_S: Final = 2.0
+_CLOSE_S: Final = 0.5
 
 
 def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
@@ -145,6 +149,26 @@ class _AppInfo:
     app: App | None = None
 
 
+@dataclass(slots=True)
+class Life:
+    """Whether the process is on its way out.
+
+    Attributes:
+        draining: it takes nothing new, and ends when all that runs is done.
+        hurried: it was told a second time, so it waits for nobody.
+    """
+
+    draining: bool = False
+    hurried: bool = False
+
+
+@dataclass(slots=True)
+class _WebhookSecrets:
+    """The webhook secrets as they are now."""
+
+    now: tuple[Secret, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Broker:
     """The object graph of one process."""
@@ -166,6 +190,9 @@ class Broker:
     about: _AppInfo
     meter: PrometheusMeter
     watch: Watch
+    webhook_secrets: _WebhookSecrets
+    tls: TlsIdentity | None
+    life: Life = field(default_factory=Life)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -180,6 +207,7 @@ class Broker:
             asyncio.create_task(self._meet_github(), name="meet-github"),
             asyncio.create_task(self._sweep(), name="store-sweep"),
             asyncio.create_task(self.watch.run(), name="watch"),
+            asyncio.create_task(self.secret_watch().run(), name="secret-files"),
         ]
         try:
             yield
@@ -187,13 +215,59 @@ class Broker:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
-            await self.hooks.stop()
-            await self.ender.stop()
-            await self.minter.stop()
-            await self.installations.stop()
-            await self.auditor.stop()
-            await self.store.close()
-            await self.github.close()
+            await self._wind_up()
+
+    async def _wind_up(self) -> None:
+        """Finish what runs, write what is pending, close; each within its time, whatever hangs.
+
+        Counts and last uses come after what may still add to them, and the store is closed after all.
+        """
+        wait_s = _HURRIED_S if self.life.hurried else DRAIN_S
+        await asyncio.gather(
+            _within(wait_s + 1, self.hooks.stop(), "work on webhooks"),
+            _within(wait_s + 1, self.ender.stop(within_s=wait_s), "revocations"),
+            _within(wait_s + 2, self.minter.stop(within_s=wait_s), "mints"),
+            _within(wait_s + 1, self.installations.stop(), "installations"),
+        )
+        await _within(_WRITE_S, self.auditor.stop(), "writing counts")
+        await _within(_CLOSE_S, self.store.close(), "closing the store")
+        await _within(_CLOSE_S, self.github.close(), "closing connections to GitHub")
+
+    def secret_watch(self) -> SecretWatch:
+        """Return what takes over secrets that change in their files."""
+        return SecretWatch(self.settings, use=self.use, use_tls=self._use_tls)
+
+    def _use_tls(self, context: ssl.SSLContext) -> None:
+        if self.tls is not None:
+            self.tls.use(context)
+
+    async def use(self, settings: Settings) -> None:
+        """Go by the secrets of ``settings`` from now on; nothing else of them counts.
+
+        Raises:
+            StoreError: the store did not take the wraps of new keys: call it again. The rest is done.
+        """
+        keys = settings.private_keys()
+        fingerprints = [key.fingerprint for key in keys]
+        if fingerprints != [self.signer.fingerprint(number) for number in self.signer.numbers]:
+            self.signer.replace(keys)
+            _log.warning("private keys taken over from their files", extra={"fingerprints": fingerprints})
+        secrets = settings.webhook_secrets()
+        if [one.reveal() for one in secrets] != [one.reveal() for one in self.webhook_secrets.now]:
+            self.webhook_secrets.now = secrets
+            _log.warning("webhook secrets taken over from their files", extra={"secrets": len(secrets)})
+        bootstrap = bootstrap_admin(settings)
+        if bootstrap != self.issuer.admin:
+            self.issuer.admin = bootstrap
+            self.keys.use_bootstrap(bootstrap.id if bootstrap else None)
+            _log.warning("BROKER_ADMIN_KEY taken over from its file")
+        keks = await asyncio.to_thread(build_keks, settings)
+        if keks != list(self.store.keks):
+            await self.store.use_keks(keks)
+            _log.warning(
+                "keys that wrap the store's data key taken over",
+                extra={"fingerprints": [kek.fingerprint for kek in keks]},
+            )
 
     async def _meet_github(self) -> None:
         """Ask who the app is: opens the connection, learns the install page, shows a wrong key early."""
@@ -215,6 +289,17 @@ class Broker:
                 if lead := await self.store.lease("job:sweep"):
                     await self.store.sweep()
                     await self.store.release(lead)
+
+
+async def _within(seconds: float, work: Coroutine[object, object, None], what: str) -> None:
+    """Do something at the end of the process, but not for longer than this."""
+    task = asyncio.create_task(work)
+    _, late = await asyncio.wait([task], timeout=seconds)
+    if late:
+        task.cancel()
+        _log.error("%s did not end in time", what)
+    elif not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("%s did not end well", what, exc_info=error)
 
 
 def install_page(settings: Settings, app: App) -> str:
@@ -284,6 +369,7 @@ def build(settings: Settings, *, clock: Clock | None = None, meter: PrometheusMe
     )
     auditor = Auditor(store, meter)
     bootstrap = bootstrap_admin(settings)
+    certificate = settings.tls_context()
     limits = RateLimiter(store)
     issuer = Issuer(
         store,
@@ -333,6 +419,8 @@ def build(settings: Settings, *, clock: Clock | None = None, meter: PrometheusMe
             waiters=lambda: minter.waiting,
             skew_s=lambda: github.observed_skew_s,
         ),
+        webhook_secrets=_WebhookSecrets(settings.webhook_secrets()),
+        tls=None if certificate is None else TlsIdentity(certificate),
     )
 
 
@@ -357,11 +445,11 @@ def build_app(broker: Broker) -> ASGIApp:
         trail=AuditTrail(broker.store),
         app=lambda: broker.about.app,
     )
-    secrets = broker.settings.webhook_secrets()
+    secrets = broker.webhook_secrets
     webhooks = Webhooks(
         broker.store,
         broker.auditor,
-        signature=(lambda: SignatureCheck(secrets)) if secrets else None,
+        signature=(lambda: SignatureCheck(secrets.now)) if secrets.now else None,
         parse=parse_delivery,
         queued=broker.hooks.wake,
         meter=broker.meter,
@@ -373,7 +461,10 @@ def build_app(broker: Broker) -> ASGIApp:
         except BrokerError:
             return False
 
-    probes = Probes(broker.store, broker.github, can_sign)
+    def draining() -> bool:
+        return broker.life.draining
+
+    probes = Probes(broker.store, broker.github, can_sign, draining=draining)
     described = document()
 
     async def openapi(request: Request) -> Response:
@@ -403,7 +494,7 @@ def build_app(broker: Broker) -> ASGIApp:
     # Not a Starlette(): its error middleware would answer before the edge does.
     router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)
     networks = [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies]
-    return Edge(router, networks, broker.meter)
+    return Edge(router, networks, broker.meter, draining=draining)
 
 
 def build_meter(settings: Settings) -> PrometheusMeter:
@@ -412,11 +503,3 @@ def build_meter(settings: Settings) -> PrometheusMeter:
         store=settings.store_url.get_secret_value().strip().partition(":")[0],
         shared=broker_settings.workers_metrics_folder() if settings.workers > 1 else None,
     )
-
-
-def app_from_environment(meter: PrometheusMeter | None = None) -> ASGIApp:
-    """Return the app as the environment describes it; what a worker process runs."""
-    settings = broker_settings.load()
-    configure_logging(form=settings.log_format, level=settings.log_level)
-    os.umask(0o077)
-    return build_app(build(settings, meter=meter))

@@ -11,13 +11,21 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.access import keys
@@ -34,7 +42,13 @@ SECRET_FIELDS: Final = (
     "store_url",
     "proxy_url",
 )
+RELOADED_FIELDS: Final = ("github_private_key", "github_webhook_secret", "encryption_keys", "admin_key")
+"""Secrets whose files are read again when they change; store and proxy stay as they were at the start."""
+
 _MAX_SECRET_BYTES: Final = 256 * 1024
+TLS_PROBLEM: Final = (
+    f"{PREFIX}TLS_CERT_FILE, {PREFIX}TLS_KEY_FILE: no PEM certificate and the key that belongs to it"
+)
 _ENCRYPTION_KEY_BYTES: Final = 32
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _UNIT_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -65,37 +79,38 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 
 
-def _secret_files(environment: Mapping[str, str | None]) -> tuple[dict[str, str], list[str]]:
-    """Read every ``BROKER_<NAME>_FILE``; return values by field, and problems.
+def _named_files(environment: Mapping[str, str | None]) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
+    """Return the files that ``BROKER_<NAME>_FILE`` name, by field, and problems.
 
     The private key, webhook secrets and encryption keys may name several files, comma-separated.
     """
-    values: dict[str, str] = {}
+    files: dict[str, tuple[Path, ...]] = {}
     problems: list[str] = []
     for name in SECRET_FIELDS:
         direct = f"{PREFIX}{name.upper()}"
-        variable = f"{direct}_FILE"
-        named = (environment.get(variable) or "").strip()
-        if not named:
-            continue
-        if (environment.get(direct) or "").strip():
-            problems.append(f"{variable}: set this or {direct}, not both")
-            continue
-        texts: list[str] = []
-        for part in named.split(","):
-            try:
-                text = _read_secret(Path(part.strip()))
-                if not text:
-                    problems.append(f"{variable}: {part.strip()} is empty")
-                texts.append(text)
-            except (OSError, ValueError) as error:
-                reason = (
-                    error.strerror if isinstance(error, OSError) else "it is no text file of a secret's size"
-                )
-                problems.append(f"{variable}: {part.strip()} cannot be read: {reason}")
-        if all(texts) and len(texts) == len(named.split(",")):
-            values[name] = ",".join(texts)
-    return values, problems
+        named = (environment.get(f"{direct}_FILE") or "").strip()
+        if named and (environment.get(direct) or "").strip():
+            problems.append(f"{direct}_FILE: set this or {direct}, not both")
+        elif named:
+            files[name] = tuple(Path(part.strip()) for part in named.split(","))
+    return files, problems
+
+
+def _read_files(name: str, paths: Sequence[Path]) -> tuple[str | None, list[str]]:
+    """Return what the files of one field hold, comma-separated, or None with the problems."""
+    variable = f"{PREFIX}{name.upper()}_FILE"
+    problems: list[str] = []
+    texts: list[str] = []
+    for path in paths:
+        try:
+            text = _read_secret(path)
+            if not text:
+                problems.append(f"{variable}: {path} is empty")
+            texts.append(text)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text file of a secret's size"
+            problems.append(f"{variable}: {path} cannot be read: {reason}")
+    return (None if problems else ",".join(texts)), problems
 
 
 def _read_secret(path: Path) -> str:
@@ -149,6 +164,8 @@ class Settings(BaseSettings):
     probe_new_tokens: Literal["off", "git"] = "off"
     log_format: Literal["console", "json"] | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    _secret_files: Mapping[str, tuple[Path, ...]] = PrivateAttr(default_factory=dict)
 
     @field_validator("github_client_id", "github_app_id")
     @classmethod
@@ -301,6 +318,45 @@ class Settings(BaseSettings):
             return None
         return keys.parse(self.admin_key.get_secret_value().strip())
 
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return a server's context with the certificate and key as they are in their files; reads them.
+
+        Raises:
+            OSError: they cannot be read, or do not belong together (``ssl.SSLError`` is one).
+            ValueError: the key is encrypted.
+        """
+        if self.tls_cert_file is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.tls_cert_file, self.tls_key_file, password="")
+        return context
+
+    # -- what changes while the process runs -----------------------------------------------------
+
+    def watched_files(self) -> tuple[Path, ...]:
+        """Return the files that are read again when they change."""
+        secret = [path for name in RELOADED_FIELDS for path in self._secret_files.get(name, ())]
+        own = [path for path in (self.tls_cert_file, self.tls_key_file) if path is not None]
+        return tuple(dict.fromkeys((*secret, *own)))
+
+    def reread(self) -> "tuple[Settings, list[str]]":
+        """Return these settings with what the files of secrets hold now, and a line for each problem.
+
+        A secret whose files cannot be used keeps its value; the others are taken over all the same.
+        """
+        problems: list[str] = []
+        latest = self
+        for name in RELOADED_FIELDS:
+            if name not in self._secret_files:
+                continue
+            text, wrong = _read_files(name, self._secret_files[name])
+            if text is not None:
+                tried = latest.model_copy(update={name: SecretStr(text)})
+                wrong = _secret_problems(tried, name)
+                latest = latest if wrong else tried
+            problems += wrong
+        return latest, problems
+
 
 _WORKERS_METRICS: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Where ``prometheus_client`` looks, while it is imported, for the folder that worker processes share."""
@@ -389,7 +445,13 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
         SettingsError: one line per problem.
     """
     environment = {**_dotenv(), **os.environ}  # noqa: TID251 - this is the reader
-    values, problems = _secret_files(environment)
+    files, problems = _named_files(environment)
+    values: dict[str, str] = {}
+    for name, paths in files.items():
+        text, wrong = _read_files(name, paths)
+        problems += wrong
+        if text is not None:
+            values[name] = text
     settings: Settings | None = None
     try:
         settings = Settings(**{**values, **overrides})
@@ -401,6 +463,7 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
             # The check of the whole does not run while a part is wrong; nobody likes to be told in turns.
             problems.append(f"{PREFIX}GITHUB_CLIENT_ID (or {PREFIX}GITHUB_APP_ID) is not set")
     if settings is not None:
+        settings._secret_files = files  # noqa: SLF001 - which files they came from is nobody else's business
         problems += _secrets_problems(settings)
     if problems or settings is None:
         raise SettingsError(_without_echo(problems))
@@ -414,22 +477,23 @@ def _without_echo(problems: Sequence[str]) -> list[str]:
 
 
 def _secrets_problems(settings: Settings) -> list[str]:
-    problems = []
-    checks = (
-        ("GITHUB_PRIVATE_KEY", settings.private_keys),
-        ("ENCRYPTION_KEYS", settings.encryption_secrets),
-        ("ADMIN_KEY", settings.bootstrap_key),
-    )
-    for name, check in checks:
-        try:
-            check()
-        except (BrokerError, ValueError) as error:
-            problems.append(f"{PREFIX}{name}: {error}")
-    if settings.tls_cert_file is not None:
-        try:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file, password="")
-        except (OSError, ValueError):  # ssl.SSLError is an OSError
-            named = f"{PREFIX}TLS_CERT_FILE, {PREFIX}TLS_KEY_FILE"
-            problems.append(f"{named}: no PEM certificate and the key that belongs to it")
+    problems = [line for name in RELOADED_FIELDS for line in _secret_problems(settings, name)]
+    try:
+        settings.tls_context()
+    except (OSError, ValueError):
+        problems.append(TLS_PROBLEM)
     return problems
+
+
+def _secret_problems(settings: Settings, name: str) -> list[str]:
+    checks: dict[str, Callable[[], object]] = {
+        "github_private_key": settings.private_keys,
+        "encryption_keys": settings.encryption_secrets,
+        "admin_key": settings.bootstrap_key,
+        "github_webhook_secret": settings.webhook_secrets,
+    }
+    try:
+        checks[name]()
+    except (BrokerError, ValueError) as error:
+        return [f"{PREFIX}{name.upper()}: {error}"]
+    return []

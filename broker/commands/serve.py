@@ -1,8 +1,10 @@
-"""``broker serve``: runs the service under uvicorn."""
+"""``broker serve``: runs the service."""
 
 import contextlib
 import logging
+import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -12,23 +14,18 @@ from pathlib import Path
 
 import click
 import uvicorn
-from starlette.types import ASGIApp
 
 from broker import settings as broker_settings
-from broker.build import app_from_environment, build, build_meter, sqlite_path
+from broker.build import build, build_meter, sqlite_path
 from broker.errors import BrokerError
 from broker.metrics import CONTENT_TYPE, workers_text
 from broker.observe import configure_logging
-from broker.settings import Settings
+from broker.serving import end_of_start, serve, serve_by_workers
 from broker.web.metrics import MetricsPage
 from broker.web.protocol import BoundedProtocol
 
 _log = logging.getLogger("broker.serve")
 
-DRAIN_S = 20
-_BACKLOG = 2048
-_KEEP_ALIVE_S = 75
-_MAX_CONCURRENT = 4096
 _METRICS_BACKLOG = 16
 _METRICS_CONCURRENT = 32
 _METRICS_END_S = 3
@@ -37,10 +34,11 @@ _METRICS_END_S = 3
 @click.command("serve")
 def command() -> None:
     """Run the service with the settings of the environment or .env."""
+    signal.signal(signal.SIGTERM, end_of_start)
     settings = broker_settings.load()
     configure_logging(form=settings.log_format, level=settings.log_level)
     meter = build_meter(settings)
-    build(settings, meter=meter)  # what only shows when the parts are put together, shows here
+    broker = build(settings, meter=meter)  # what only shows when the parts are put together, shows here
     for line in broker_settings.unknown_variables():
         _log.warning("%s", line)
     if settings.admin_key is not None:
@@ -66,33 +64,9 @@ def command() -> None:
             text = partial(workers_text, folder)
         if settings.metrics_port is not None:
             stack.enter_context(_listening(settings.host, settings.metrics_port, text))
-        # Workers are new processes: they make the app from the environment by its name.
-        one = partial(app_from_environment, meter)
-        _serve(settings, one if settings.workers == 1 else "broker.build:app_from_environment")
-
-
-def _serve(settings: Settings, app: Callable[[], ASGIApp] | str) -> None:
-    uvicorn.run(
-        app,
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        loop="uvloop",
-        http=BoundedProtocol,
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        date_header=True,
-        backlog=_BACKLOG,
-        limit_concurrency=_MAX_CONCURRENT,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=DRAIN_S,
-        ssl_certfile=settings.tls_cert_file,
-        ssl_keyfile=str(settings.tls_key_file) if settings.tls_key_file else None,
-    )
+        run = serve if settings.workers == 1 else serve_by_workers
+        status = run(settings, broker)
+    sys.exit(status)
 
 
 @contextlib.contextmanager

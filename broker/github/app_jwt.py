@@ -38,7 +38,7 @@ def sign(*, issuer: str, key: AppPrivateKey, now: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SignedJwt:
-    """A JWT and which of the configured keys signed it. Its repr holds no JWT."""
+    """A JWT and the number of the key that signed it. Its repr holds no JWT."""
 
     text: str
     key_index: int
@@ -51,7 +51,9 @@ class SignedJwt:
 class Signer:
     """Makes app JWTs with the key that works, by GitHub's clock; implements ``AppSigner``.
 
-    Which key works and how far the clock is off are learned by the client from GitHub's answers.
+    Which key works and how far the clock is off are learned by the client from GitHub's answers. Each key
+    has a number that is never given again, so that a call which is under way while the keys are replaced
+    does not take one for another.
 
     Args:
         issuer: client id or app id.
@@ -65,24 +67,48 @@ class Signer:
     def __init__(self, *, issuer: str, keys: Sequence[AppPrivateKey], clock: Clock) -> None:
         if not issuer.strip():
             raise ValueError("the app JWT needs an issuer: the app's client id or app id")
-        if not keys:
-            raise ValueError("the app JWT needs a private key")
         self._issuer = issuer
-        self._keys = tuple(keys)
         self._clock = clock
+        self._keys: dict[int, AppPrivateKey] = {}
+        self._next_number = 0
         self._active = 0
         self._offset_s = 0.0
         self._cached: dict[int, SignedJwt] = {}
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[AppPrivateKey]) -> None:
+        """Sign with these keys from now on, the first one first.
+
+        Raises:
+            ValueError: there is none; the old ones stay.
+        """
+        if not keys:
+            raise ValueError("the app JWT needs a private key")
+        known = {key: number for number, key in self._keys.items()}
+        numbered: dict[int, AppPrivateKey] = {}
+        for key in keys:
+            number = known.get(key)
+            if number is None:
+                number = self._next_number
+                self._next_number += 1
+            numbered[number] = key
+        self._keys = numbered
+        self._active = next(iter(numbered))
+        self._cached = {number: jwt for number, jwt in self._cached.items() if number in numbered}
 
     @property
-    def keys(self) -> tuple[AppPrivateKey, ...]:
-        """The configured keys, in order."""
-        return self._keys
+    def numbers(self) -> tuple[int, ...]:
+        """Numbers of the configured keys, in order."""
+        return tuple(self._keys)
 
     @property
     def active(self) -> int:
-        """Index of the key in use."""
+        """Number of the key in use."""
         return self._active
+
+    def fingerprint(self, number: int) -> str:
+        """Return the public fingerprint of a key; of the one in use if that key is gone."""
+        return self._keys.get(number, self._keys[self._active]).fingerprint
 
     @property
     def clock_skew_s(self) -> float:
@@ -94,7 +120,9 @@ class Signer:
         return self.signed(self._active).text
 
     def signed(self, key_index: int) -> SignedJwt:
-        """Return a JWT of one of the keys, up to 8 minutes old."""
+        """Return a JWT of one of the keys, up to 8 minutes old; of the one in use if that key is gone."""
+        if key_index not in self._keys:
+            key_index = self._active
         now = self._clock.now() + self._offset_s
         cached = self._cached.get(key_index)
         # A clock that was set back would else keep a JWT for longer than it lives.
@@ -104,8 +132,9 @@ class Signer:
         return cached
 
     def keep(self, key_index: int) -> None:
-        """Use this key from now on: GitHub has accepted it."""
-        self._active = key_index
+        """Use this key from now on, if it is still configured: GitHub has accepted it."""
+        if key_index in self._keys:
+            self._active = key_index
 
     def learn_clock(self, github_now: float) -> None:
         """Sign by GitHub's clock from now on.

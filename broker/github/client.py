@@ -312,7 +312,7 @@ class GitHubClient:
         while True:
             reply = await self._send(request, f"Bearer {signed.text}", deadline)
             error = wire.classify(request.route, reply)
-            if error is None or isinstance(error, _VERDICTS):
+            if refused and (error is None or isinstance(error, _VERDICTS)):
                 self._keep(signed)
             if error is None:
                 return reply
@@ -332,13 +332,13 @@ class GitHubClient:
     def _other_key(self, signed: SignedJwt, refused: set[int]) -> int | None:
         """Return the next key to try: the one in use, if another call has just switched, else in order."""
         refused.add(signed.key_index)
-        candidates = (self._signer.active, *range(len(self._signer.keys)))
+        candidates = (self._signer.active, *self._signer.numbers)
         return next((index for index in candidates if index not in refused), None)
 
     def _keep(self, signed: SignedJwt) -> None:
         if signed.key_index != self._signer.active:
             self._signer.keep(signed.key_index)
-            fingerprint = self._signer.keys[signed.key_index].fingerprint
+            fingerprint = self._signer.fingerprint(signed.key_index)
             _log.warning("GitHub refused the private key in use; switched to %s", fingerprint)
 
     def _learn_clock(self, github_now: float) -> None:

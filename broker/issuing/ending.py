@@ -126,16 +126,20 @@ class Ender:
         self._turns = Turns(total=_AT_ONCE, per_owner=_PER_OWNER)
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         """Begin to work off what is in the outbox."""
         self._working = asyncio.create_task(self._work_off(), name="revocations")
 
-    async def stop(self) -> None:
-        """Stop; what is in the outbox stays there for the next process."""
+    async def stop(self, *, within_s: float = 3.0) -> None:
+        """End the calls that run, begin no other; what is in the outbox stays there for the next process."""
+        self._stopping.set()
+        self._wake.set()
         if self._working is not None:
+            await asyncio.wait([self._working], timeout=within_s)
             self._working.cancel()
-            await asyncio.wait([self._working])
+            await asyncio.wait([self._working], timeout=1)
 
     # -- what admins do --------------------------------------------------------------------------
 
@@ -238,7 +242,7 @@ class Ender:
     async def _end_at_github(self, one: Doomed, token: LiveToken) -> Fate:
         try:
             async with self._turns.turn(one.owner):
-                if await self._store.paused(one.owner):
+                if self._stopping.is_set() or await self._store.paused(one.owner):
                     return Fate.PENDING
                 await self._github.revoke(token.token)
         except GitHubError as error:
@@ -275,7 +279,7 @@ class Ender:
     # -- in the background -----------------------------------------------------------------------
 
     async def _work_off(self) -> None:
-        while True:
+        while not self._stopping.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_POLL_S):
                     await self._wake.wait()
@@ -292,7 +296,7 @@ class Ender:
         try:
             async with kept(self._store, lead) as ours:
                 limit = _BATCH
-                while ours():
+                while ours() and not self._stopping.is_set():
                     doomed = await self._store.doomed(None, limit=limit)
                     if not doomed:
                         return
@@ -301,7 +305,9 @@ class Ender:
                     else:
                         # Those of an owner that has to wait must not stand before all others for ever.
                         limit = min(2 * limit, _MOST)
-                        await asyncio.sleep(_RETRY_S)
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(_RETRY_S):
+                                await self._stopping.wait()
         finally:
             with contextlib.suppress(StoreError):
                 await self._store.release(lead)

@@ -112,6 +112,10 @@ class KeyRegister:
         self._bootstrap_id = bootstrap_id
         self._log = log
 
+    def use_bootstrap(self, key_id: str | None) -> None:
+        """Let this be the id of ``BROKER_ADMIN_KEY`` from now on."""
+        self._bootstrap_id = key_id
+
     async def create(
         self,
         policy: KeyPolicy,

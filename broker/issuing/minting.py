@@ -8,9 +8,9 @@ it is revoked at GitHub, and nobody gets it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from broker import errors
 from broker.errors import (
@@ -64,7 +64,7 @@ _DATE_TRUST_S: Final = 300.0
 _FLIGHT_S: Final = 60.0
 _REVOKE_FOR_S: Final = 60.0
 _PROBE_FOR_S: Final = 5.0
-_DRAIN_S: Final = 4.0
+DRAIN_S: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +129,11 @@ class Minter:
         self._flights: dict[str, _Flight] = {}
         self._dying: set[asyncio.Task[None]] = set()
 
-    async def stop(self) -> None:
-        """Wait for mints in flight and for late revocations, within the time that a shutdown has."""
-        running = [flight.task for flight in self._flights.values()]
-        if running:
-            await asyncio.wait(running, timeout=_DRAIN_S)
-        if self._dying:
-            await asyncio.wait(self._dying, timeout=_DRAIN_S)
+    async def stop(self, *, within_s: float = DRAIN_S) -> None:
+        """Wait for mints in flight and then for late revocations; what is not done in time is given up."""
+        until = asyncio.get_running_loop().time() + within_s
+        await _given([flight.task for flight in self._flights.values()], until)
+        await _given(self._dying, until)
 
     async def mint(self, grant: Grant, seen: Snapshot) -> str:
         """Return the SHA-256 of a token that is newer than what ``seen`` found.
@@ -381,14 +379,35 @@ class Minter:
                 with contextlib.suppress(StoreError):
                     await self._store.record([event])
                 return
+            given_up()
+
+        def given_up() -> None:
             _log.error(
                 "a late token could not be revoked; nobody has it and it expires within the hour",
                 extra={"token_sha256": event.token_sha256},
             )
 
-        task = asyncio.create_task(revoke(), name="late-revocation")
+        async def revoke_or_tell() -> None:
+            try:
+                await revoke()
+            except asyncio.CancelledError:
+                given_up()
+                raise
+
+        task = asyncio.create_task(revoke_or_tell(), name="late-revocation")
         self._dying.add(task)
         task.add_done_callback(self._dying.discard)
+
+
+async def _given(tasks: Collection["asyncio.Task[Any]"], until: float) -> None:
+    """Give tasks time until ``until`` (of the loop's clock), then cancel them."""
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=max(0.0, until - asyncio.get_running_loop().time()))
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late, timeout=1)
 
 
 def _bare_names(scope: Scope) -> list[str] | None:

@@ -111,6 +111,9 @@ class Issuer:
         limits: per-key limits.
         auditor: records.
         settings: see ``IssueSettings``.
+
+    Attributes:
+        admin: may be replaced while requests run.
     """
 
     def __init__(
@@ -125,7 +128,7 @@ class Issuer:
         settings: IssueSettings,
     ) -> None:
         self._store = store
-        self._admin = admin
+        self.admin = admin
         self._minter = minter
         self._installations = installations
         self._limits = limits
@@ -189,8 +192,8 @@ class Issuer:
 
     def _authenticated(self, presented: PresentedKey, snapshot: Snapshot) -> ApiKeyRecord:
         record = snapshot.key()
-        if self._admin is not None and presented.id == self._admin.id:
-            record = self._admin
+        if self.admin is not None and presented.id == self.admin.id:
+            record = self.admin
         caller = authenticate(presented, record, now=snapshot.now)
         self._auditor.used(caller.id, snapshot.now)
         return caller

@@ -248,6 +248,41 @@ class SealedStore:
             await self._attach()
         return self._attached()
 
+    @property
+    def keks(self) -> tuple[KeyEncryptionKey, ...]:
+        """The configured key-encryption keys."""
+        return self._keks
+
+    async def use_keks(self, keks: Sequence[KeyEncryptionKey]) -> None:
+        """Go by these key-encryption keys from now on; each gets a wrap of the data key first.
+
+        The old ones still count until then, so a key may also be swapped for another at once. If no
+        configured key opened the store so far, one of these may.
+
+        Raises:
+            StoreError: there is no telling whether all have a wrap; the old ones stay: call it again.
+        """
+        if self._sealer is None:
+            self._keks = tuple(keks)
+            await self._attach()
+            return
+        store_id, _ = self._attached()
+        state = await self._backend.load()
+        copies = (state.fields, state.key_wraps)
+        try:
+            data_keys = open_data_keys(copies, store_id, (*self._keks, *keks))
+        except SealError as error:
+            raise StoreLostError(f"no configured key opens the store: {error}") from error
+        missing = {
+            kek.field(number): kek.wrap(number, data_key, store_id)
+            for number, data_key in data_keys.items()
+            for kek in keks
+            if any(kek.field(number) not in copy for copy in copies)
+        }
+        if missing and not await self._backend.add_wraps(store_id, missing):
+            raise self._lost()
+        self._keks = tuple(keks)
+
     async def wrapping_keys(self) -> list[tuple[str, str | None]]:
         """Return the fingerprints of the keys that open this store, each with the setting it is in."""
         await self._ready()

@@ -1,10 +1,11 @@
 """Plain ASGI around the routes: request id, client address, problems; no ``BaseHTTPMiddleware``."""
 
+import asyncio
 import ipaddress
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,11 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broker.errors import BrokerError, MethodNotAllowedError, NotFoundError, RequestError
+from broker.errors import BrokerError, GitHubTimeoutError, MethodNotAllowedError, NotFoundError, RequestError
 from broker.observe import REQUEST_ID
 from broker.ports import Meter
 from broker.redaction import holds_secret
 from broker.web.errors import new_request_id, problem
+
+ENDING: Final = "GitHub did not answer before this replica of the broker had to end. Ask again."
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -89,12 +92,21 @@ class Edge:
         app: the routes.
         trusted_proxies: networks whose ``X-Forwarded-For`` is believed.
         meter: counts requests.
+        draining: tells whether the process is about to end: then each answer is its connection's last.
     """
 
-    def __init__(self, app: ASGIApp, trusted_proxies: Sequence[Network], meter: Meter | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        trusted_proxies: Sequence[Network],
+        meter: Meter | None = None,
+        *,
+        draining: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._app = app
         self._trusted = tuple(trusted_proxies)
         self._meter = meter or Meter()
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -122,10 +134,12 @@ class Edge:
             if message["type"] == "http.response.start":
                 given.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
+                if self._draining():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._routed(scope, receive, answer)
         except BrokerError as error:
             _tell(error)
             await self._problem(error, shown, answer, given)
@@ -139,6 +153,15 @@ class Edge:
             if given.status:
                 raise
             await self._problem(BrokerError(str(type(error))), shown, answer, given)
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self._draining():
+                raise
+            # A drain ran out of time; what still runs then waits for GitHub.
+            raise GitHubTimeoutError("the process ends", public=ENDING) from None
 
     def _introduce(self, scope: Scope) -> str:
         """Note the request's id and the client's address in the scope; return the id."""

@@ -25,12 +25,21 @@ class Probes:
         store: whose background state is told.
         github: whose last answer is told.
         can_sign: tells whether an app JWT can be signed.
+        draining: tells whether the process is about to end, so that nothing new should be sent to it.
     """
 
-    def __init__(self, store: Store, github: GitHubState, can_sign: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        github: GitHubState,
+        can_sign: Callable[[], bool],
+        *,
+        draining: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._store = store
         self._github = github
         self._can_sign = can_sign
+        self._draining = draining
 
     async def live(self, request: Request) -> Response:
         """``GET /livez``: the process answers."""
@@ -38,9 +47,9 @@ class Probes:
         return json_response({"status": "ok"}, headers={"cache-control": "no-store"})
 
     async def ready(self, request: Request) -> Response:
-        """``GET /readyz``: settings and key are good and the store has answered once."""
+        """``GET /readyz``: settings and key are good, the store has answered once, no end is near."""
         del request
-        signs = self._can_sign()
+        signs, draining = self._can_sign(), self._draining()
         github = "unknown" if self._github.last_ok_at is None else "ok"
         if self._github.last_error_code is not None:
             github = self._github.last_error_code
@@ -51,8 +60,8 @@ class Probes:
         }
         fine = signs and self._store.health is StoreHealth.OK and github in {"ok", "unknown"}
         return json_response(
-            {"status": "ok" if fine else "degraded", "checks": checks},
-            status=200 if signs and self._store.answered_once else 503,
+            {"status": "draining" if draining else "ok" if fine else "degraded", "checks": checks},
+            status=200 if signs and self._store.answered_once and not draining else 503,
             headers={"cache-control": "no-store"},
         )
 
