@@ -50,8 +50,8 @@ class Auditor:
         """Begin to write counts each minute."""
         self._ticking = asyncio.create_task(self._tick(), name="audit-counts")
 
-    async def stop(self) -> None:
-        """Write all that is pending."""
+    async def stop(self) -> bool:
+        """Write all that is pending; return whether the store took it."""
         if self._ticking is not None:
             self._ticking.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -61,6 +61,8 @@ class Auditor:
         except StoreError as error:
             _trouble.error("counts of repeated decisions are lost", extra={"cause": str(error)})
             self._meter.audit_failed("lost", sum(tally.count for tally in self._tallies.values()))
+            return False
+        return True
 
     def log(self, event: AuditEvent) -> None:
         """Write the line on the log only."""

@@ -156,10 +156,12 @@ class Life:
     Attributes:
         draining: it takes nothing new, and ends when all that runs is done.
         hurried: it was told a second time, so it waits for nobody.
+        unfinished: something could not be finished or written.
     """
 
     draining: bool = False
     hurried: bool = False
+    unfinished: bool = False
 
 
 @dataclass(slots=True)
@@ -223,15 +225,20 @@ class Broker:
         Counts and last uses come after what may still add to them, and the store is closed after all.
         """
         wait_s = _HURRIED_S if self.life.hurried else DRAIN_S
-        await asyncio.gather(
+        whole = await asyncio.gather(
             _within(wait_s + 1, self.hooks.stop(), "work on webhooks"),
             _within(wait_s + 1, self.ender.stop(within_s=wait_s), "revocations"),
             _within(wait_s + 2, self.minter.stop(within_s=wait_s), "mints"),
             _within(wait_s + 1, self.installations.stop(), "installations"),
         )
-        await _within(_WRITE_S, self.auditor.stop(), "writing counts")
+        written = await _within(_WRITE_S, self._write_counts(), "writing counts")
+        self.life.unfinished = self.life.unfinished or not (written and all(whole))
         await _within(_CLOSE_S, self.store.close(), "closing the store")
         await _within(_CLOSE_S, self.github.close(), "closing connections to GitHub")
+
+    async def _write_counts(self) -> None:
+        if not await self.auditor.stop():
+            self.life.unfinished = True
 
     def secret_watch(self) -> SecretWatch:
         """Return what takes over secrets that change in their files."""
@@ -291,8 +298,8 @@ class Broker:
                     await self.store.release(lead)
 
 
-async def _within(seconds: float, work: Coroutine[object, object, None], what: str) -> None:
-    """Do something at the end of the process, but not for longer than this."""
+async def _within(seconds: float, work: Coroutine[object, object, None], what: str) -> bool:
+    """Do something at the end of the process, but not for longer than this; return whether it is done."""
     task = asyncio.create_task(work)
     _, late = await asyncio.wait([task], timeout=seconds)
     if late:
@@ -300,6 +307,9 @@ async def _within(seconds: float, work: Coroutine[object, object, None], what: s
         _log.error("%s did not end in time", what)
     elif not task.cancelled() and (error := task.exception()) is not None:
         _log.error("%s did not end well", what, exc_info=error)
+    else:
+        return True
+    return False
 
 
 def install_page(settings: Settings, app: App) -> str:

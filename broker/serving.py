@@ -144,7 +144,7 @@ class Server(uvicorn.Server):
             if cut := self.server_state.tasks:
                 await asyncio.wait(set(cut), timeout=1)
             await self.lifespan.shutdown()
-        elif any(task.cancelled() or task.cancelling() for task in running):
+        elif self._life.unfinished or any(task.cancelled() or task.cancelling() for task in running):
             self.status = CUT
 
     async def _farewell(self) -> None:
