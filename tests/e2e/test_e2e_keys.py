@@ -1,19 +1,12 @@
-"""``broker keys`` beside running services: at once on every one of them, and nothing lost to kill -9."""
+"""``broker keys`` beside running services: at once on every one of them."""
 
 import json
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import httpx
 from e2e_callers import ask, callers, start_together
-from harness import Service, World, bearer
+from harness import World, bearer
 
 from broker.access import keys
-
-WRITER = Path(__file__).with_name("e2e_key_writer.py")
 
 
 async def test_a_revoked_key_is_refused_at_once_by_every_service(any_world: World) -> None:
@@ -100,55 +93,3 @@ def test_the_command_keys_used_wrongly(world: World) -> None:
         assert (refused.returncode, refused.stdout) == (1, ""), arguments
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr
-
-
-def test_kill_9_loses_no_key_that_was_acknowledged(world: World) -> None:
-    """SQLite, two workers: every key that was acknowledged works or is refused after each crash."""
-    service = world.service(start=False, BROKER_WORKERS="2", BROKER_LOG_LEVEL="error")
-    working: dict[str, str] = {}
-    ended: dict[str, str] = {}
-    unsure: set[str] = set()
-    for crash in range(2):
-        service.start()
-        with subprocess.Popen(
-            [sys.executable, str(WRITER)],
-            env=world.environment(),
-            cwd=world.folder,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as writer:
-            assert writer.stdout is not None
-            lines = [writer.stdout.readline()]  # it is at work
-            time.sleep(0.2 + 0.2 * crash)
-            service.kill()
-            writer.kill()
-            lines += writer.stdout.readlines()
-        for line in lines:
-            if not line.endswith("\n"):
-                continue
-            word, _, value = line.strip().partition(" ")
-            if word == "created":
-                working[value[5:17]] = value
-            elif word == "revoking":
-                unsure.add(value)
-            else:
-                unsure.discard(value)
-                ended[value] = working.pop(value)
-    for key_id in unsure:  # killed between the order and the word: either way is right
-        working.pop(key_id)
-    assert len(working) >= 3
-    assert len(ended) >= 3
-    service.start()
-    _all_are(service, working, 200)
-    _all_are(service, ended, 401)
-    listed = world.command("keys", "list", "--json").stdout.splitlines()
-    shown = {row["id"]: row["revoked_at"] for row in map(json.loads, listed)}
-    assert all(shown[key_id] is None for key_id in working)
-    assert all(shown[key_id] is not None for key_id in ended)
-
-
-def _all_are(service: Service, keys_by_id: dict[str, str], status: int) -> None:
-    with httpx.Client() as http:
-        for key in keys_by_id.values():
-            answer = http.get(f"{service.url}/v1/whoami", headers=bearer(key))
-            assert answer.status_code == status, answer.text

@@ -78,3 +78,25 @@ def test_the_key_that_works_is_used(keys: Keys, clock: Any) -> None:
     assert signer.active == 1
     claims(signer.app_jwt(), keys[1])
     assert "eyJ" not in repr(signer.signed(1))
+
+
+def test_keys_are_replaced_under_calls_that_run(keys: Keys, clock: Any) -> None:
+    """A number belongs to one key for ever; a JWT of one that is gone is made by the one in use."""
+    signer = Signer(issuer="1", keys=keys[:2], clock=clock)
+    signer.keep(1)
+    old = signer.signed(0)
+    signer.replace([keys[2], keys[1]])
+    assert signer.numbers == (2, 1)
+    assert signer.active == 2
+    claims(signer.app_jwt(), keys[2])
+    claims(signer.signed(1).text, keys[1])
+    assert signer.signed(0).key_index == 2
+    signer.keep(old.key_index)  # GitHub's late answer to a call of before
+    assert signer.active == 2
+    assert signer.fingerprint(1) == keys[1].fingerprint
+    assert signer.fingerprint(0) == keys[2].fingerprint
+    with pytest.raises(ValueError, match="key"):
+        signer.replace([])
+    claims(signer.app_jwt(), keys[2])
+    signer.replace(keys[:1])
+    assert signer.numbers == (3,)
