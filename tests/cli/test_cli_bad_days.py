@@ -138,14 +138,14 @@ def test_a_signal_ends_it_at_once_and_quietly(
     assert (process.returncode, out, err) == (expected, b"", b"")
 
 
-@pytest.mark.parametrize("command", [("github", "token", "a/b"), ("github", "ls"), ("--help",)])
-def test_a_reader_that_left_before_the_result(run: Run, broker: FakeBroker, command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [("github", "token", "a/b"), ("github", "ls"), ("--help",)])
+def test_a_reader_that_left_before_the_result(run: Run, broker: FakeBroker, words: tuple[str, ...]) -> None:
     """As in ``broker-cli … | true``: the status of SIGPIPE, and nothing on stderr."""
-    if "ls" in command:
+    if "ls" in words:
         broker.answers = [Say(200, {"repositories": [], "next_cursor": None})]
-    script = f'{{ sleep 0.5; "$0" {" ".join(command)}; echo "status $?" >&2; }} | true'
+    script = f'{{ sleep 0.5; "$0" {" ".join(words)}; echo "status $?" >&2; }} | true'
     done = subprocess.run(
         ["sh", "-c", script, run.command], env=run.with_(), capture_output=True, timeout=30, check=False
     )
-    nothing = "ls" in command  # an empty list is no output, so nobody is missed
+    nothing = "ls" in words  # an empty list is no output, so nobody is missed
     assert done.stderr.decode() == f"status {0 if nothing else 141}\n"
