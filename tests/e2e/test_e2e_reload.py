@@ -113,26 +113,27 @@ async def test_a_private_key_rotates_under_load(
 async def test_the_webhook_secret_rotates_under_load(world: World, tmp_path: Path) -> None:
     """``new,old`` in the file, the new one at GitHub, ``new`` in the file: every delivery is taken."""
     mount = Mount(tmp_path / "secrets")
-    mount.put(hook="the old secret")
+    mount.put(hook="Kq8old")
     service = world.service(
         BROKER_GITHUB_WEBHOOK_SECRET_FILE=str(mount.folder / "hook"), BROKER_LOG_LEVEL="info"
     )
-    hook = world.github.add_hook(world.app, f"{service.url}/webhooks/github", "the old secret")
+    hook = world.github.add_hook(world.app, f"{service.url}/webhooks/github", "Kq8old")
     ending = False
 
     async def load() -> None:
         while not ending:
             world.github.suspend(world.installation)
             world.github.unsuspend(world.installation)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
 
     task = asyncio.create_task(load())
     try:
-        mount.put(hook="the new secret,the old secret")
+        mount.put(hook="Kq8new,Kq8old")
         await _told([service], "webhook secrets taken over", 1)
-        hook.secret = "the new secret"
-        await asyncio.sleep(0.5)
-        mount.put(hook="the new secret")
+        hook.secret = "Kq8new"
+        before = list(hook.deliveries)
+        await until(lambda: all(one.status is not None for one in before), what="what the old one signed")
+        mount.put(hook="Kq8new")
         await _told([service], "webhook secrets taken over", 2)
         await asyncio.sleep(0.5)
     finally:
@@ -140,11 +141,11 @@ async def test_the_webhook_secret_rotates_under_load(world: World, tmp_path: Pat
         await task
     await until(lambda: all(one.status is not None for one in hook.deliveries), what="the last delivery")
     assert len(hook.deliveries) > 5
-    assert {one.status for one in hook.deliveries} == {202}
-    hook.secret = "the old secret"
+    assert {one.status for one in hook.deliveries} <= {202, 200}  # 200: the same body in the same second
+    hook.secret = "Kq8old"
     world.github.suspend(world.installation)
     await until(lambda: hook.deliveries[-1].status == 401, what="a refusal")
-    assert "secret" not in service.log().replace("webhook secrets taken over", "").replace('"secrets":', "")
+    assert "Kq8" not in service.log()
 
 
 @pytest.mark.slow
