@@ -115,8 +115,15 @@ def test_a_replica_that_ends_is_not_noticed(run: Run, broker: FakeBroker) -> Non
     assert (ran.code, ran.out, ran.err) == (0, f"{TOKEN}\n", "")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["answer", "pause"])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "answer"),
+        (signal.SIGINT, "pause"),
+        (signal.SIGTERM, "answer"),
+        (signal.SIGHUP, "answer"),
+    ],
+)
 def test_a_signal_ends_it_at_once_and_quietly(
     run: Run, broker: FakeBroker, number: signal.Signals, moment: str
 ) -> None:

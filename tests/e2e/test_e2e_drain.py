@@ -50,10 +50,20 @@ async def _left(world: World, key: str) -> tuple[int | None, int]:
     return entry.last_used_at, sum(int(str(row.event.get("count") or 1)) for row in page.items)
 
 
-@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
-async def test_counts_and_last_uses_are_written_and_the_status_is_0(any_world: World, workers: str) -> None:
+@pytest.mark.parametrize(
+    ("store", "workers"),
+    [
+        ("sqlite", "1"),
+        pytest.param("sqlite", "2", marks=pytest.mark.slow),
+        pytest.param("redis", "2", marks=pytest.mark.slow),
+    ],
+)
+async def test_counts_and_last_uses_are_written_and_the_status_is_0(
+    world: World, request: pytest.FixtureRequest, store: str, workers: str
+) -> None:
     """What a process only counts in memory for up to a minute is in the store when it has ended."""
-    world = any_world
+    if store == "redis":
+        world = request.getfixturevalue("redis_world")
     service = world.service(BROKER_WORKERS=workers)
     key = await world.quick_key("acme/*")
     async with callers() as http:
@@ -140,7 +150,7 @@ async def test_a_hanging_github_does_not_hold_it_up_for_longer_than_30_s(world: 
     assert (await _left(world, key))[0] is not None
 
 
-@pytest.mark.parametrize("kind", ["redis", "sqlite"])
+@pytest.mark.parametrize("kind", ["redis", pytest.param("sqlite", marks=pytest.mark.slow)])
 async def test_a_hanging_store_does_not_hold_it_up(world: World, tmp_path: Path, kind: str) -> None:
     """Counts are lost then, which the log tells, and the status is no success's."""
     server = RedisServer(tmp_path / "redis")
