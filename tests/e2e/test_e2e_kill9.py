@@ -162,8 +162,7 @@ def _event(one: dict[str, Any]) -> tuple[str, str]:
     ("store", "crashes"),
     [
         ("sqlite", 2),
-        pytest.param("sqlite", 4, marks=pytest.mark.slow),
-        pytest.param("redis", 4, marks=pytest.mark.slow),
+        pytest.param("redis", 3, marks=pytest.mark.slow),
     ],
 )
 async def test_kill_9_loses_nothing_that_was_acknowledged(
