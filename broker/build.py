@@ -254,7 +254,7 @@ class Broker:
         Raises:
             StoreError: the store did not take the wraps of new keys: call it again. The rest is done.
         """
-        keys = settings.private_keys()
+        keys = await asyncio.to_thread(settings.private_keys)  # 37 ms a key, during which nobody waits
         fingerprints = [key.fingerprint for key in keys]
         if fingerprints != [self.signer.fingerprint(number) for number in self.signer.numbers]:
             self.signer.replace(keys)
