@@ -70,6 +70,7 @@ CALLS_PER_OWNER: Final = 16
 
 _SWEEP_S: Final = 60.0
 _APP_RETRY_S: Final = 15.0
+_CANCEL_AGAIN_S: Final = 0.05
 
 
 def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
@@ -184,9 +185,12 @@ class Broker:
         try:
             yield
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            while left := [task for task in background if not task.done()]:
+                # Again, should what was awaited take the cancellation for its own: the wait_for of Python
+                # 3.11 does, when its answer comes in that very moment.
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
             await self.hooks.stop()
             await self.ender.stop()
             await self.minter.stop()
