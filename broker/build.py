@@ -74,6 +74,7 @@ _APP_RETRY_S: Final = 15.0
 _HURRIED_S: Final = 0.5
 _WRITE_S: Final = 2.0
 _CLOSE_S: Final = 0.5
+_CANCEL_AGAIN_S: Final = 0.05
 
 
 def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
@@ -214,9 +215,12 @@ class Broker:
         try:
             yield
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            while left := [task for task in background if not task.done()]:
+                # Again, should what was awaited take the cancellation for its own: the wait_for of Python
+                # 3.11 does, when its answer comes in that very moment.
+                for task in left:
+                    task.cancel()
+                await asyncio.wait(left, timeout=_CANCEL_AGAIN_S)
             await self._wind_up()
 
     async def _wind_up(self) -> None:

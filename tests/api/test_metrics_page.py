@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 from harness import Inside, World, bearer
 from scrapes import WEBHOOK_SECRET, Scrape, a_bit_of_everything, scrape
-from stage import HandClock, until, wrap_backend
+from stage import HandClock, Wrapped, until, wrap_backend
 
+from broker.build import build
 from broker.errors import StoreUnavailableError
 from broker.observe import JsonFormatter
-from broker.ports import AuditFilter
+from broker.ports import AuditFilter, Counts
 from broker.sandbox.faults import Fault
 from broker.settings import load
 
@@ -209,3 +210,24 @@ async def test_lines_of_all_rooms_carry_the_request_id(
     outside = [line for line in lines if re.match("serving as app|store ", str(line["message"]))]
     assert outside
     assert all("request_id" not in line for line in outside)
+
+
+async def test_a_look_that_swallows_its_cancellation_does_not_keep_the_process(world: World) -> None:
+    """Python 3.11's ``wait_for`` does so when the store's answer comes in that very moment."""
+    counting, swallowed = asyncio.Event(), asyncio.Event()
+
+    async def counts() -> Counts:
+        counting.set()
+        if not swallowed.is_set():
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                swallowed.set()
+        return Counts(0, 0, 0)
+
+    broker = build(world.settings())
+    broker.watch._store = Wrapped(broker.store, counts=counts)
+    async with asyncio.timeout(20):
+        async with broker.running():
+            await counting.wait()
+    assert swallowed.is_set()
