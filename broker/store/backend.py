@@ -22,6 +22,10 @@ UNREADABLE = 2**62
 STATE_FIELDS = ("id", "epoch", "gh_offset")
 
 
+Identities = tuple[bytes | None, bytes | None]
+"""``id`` of ``S`` and ``!`` of ``K``; the same in a store that is whole."""
+
+
 def epoch_of(value: bytes) -> int:
     """Return the epoch that a mark or failure begins with; an unreadable one counts as the highest."""
     try:
@@ -163,6 +167,7 @@ class KeyWriteArgs:
     Attributes:
         purge_at: when the record may be deleted (30 d after its end), None for never.
         narrows: whether the epoch has to grow.
+        marks: fields of S that become ``<epoch>:<unix seconds>`` with it.
         kill: a note for the outbox (see ``OutboxEntry``): every live token that was handed to the key is
             ended in the same step.
     """
@@ -175,6 +180,7 @@ class KeyWriteArgs:
     narrows: bool
     audit: Row
     kill: bytes | None = None
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +271,7 @@ class EndArgs:
 
 @dataclass(frozen=True, slots=True)
 class EndReply:
-    """``verdict`` is lost, absent or ok; ``shas`` are those that went into the outbox."""
+    """What a decision did: ``verdict``, the epoch since then, the tokens that went into the outbox."""
 
     verdict: str
     epoch: int = 0
@@ -323,6 +329,18 @@ class Backend(Protocol):
 
         One step; only where there is neither ``S`` nor ``K``. Returns whether it was done.
         """
+        ...
+
+    async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
+        """Write ``store_id`` to both places, and ``fields`` to ``S``, if the identities are ``found``.
+
+        One step. ``epoch`` only ever rises; ``dk:`` fields go to ``K`` too; a lost counter of keys is made
+        anew from the keys that are there. Returns whether it was done.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Return if the store takes writes, else raise ``StoreUnavailableError``."""
         ...
 
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
@@ -393,8 +411,8 @@ class Backend(Protocol):
         """Write last-use seconds of keys; older values never replace newer ones."""
         ...
 
-    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
-        """Return lost, changed (also: exists already) or ok; and the tokens that went into the outbox.
+    async def write_key(self, args: KeyWriteArgs) -> EndReply:
+        """KEY WRITE: lost, changed (also: exists already) or ok.
 
         With ``kill`` every live token handed to the key leaves the cache, HAND calls it gone, and it goes
         into the outbox with ``only`` empty, all in this step.
@@ -422,7 +440,7 @@ class Backend(Protocol):
         ...
 
     async def end(self, args: EndArgs) -> EndReply:
-        """END. The epoch grows by one whenever the verdict is ok."""
+        """END: lost, absent or ok. The epoch grows by one whenever the verdict is ok."""
         ...
 
     async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
@@ -457,11 +475,18 @@ class Backend(Protocol):
         ...
 
     async def accept(
-        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
-    ) -> str:
+        self,
+        *,
+        store_id: bytes,
+        owner: str,
+        expected_pin: bytes,
+        pin: bytes,
+        audit: Row,
+        marks: tuple[str, ...] = (),
+    ) -> EndReply:
         """Replace the pin of an owner and forget its record: lost, changed (the pin) or ok.
 
-        As END: the epoch grows and ``m:o:<owner>`` becomes the new epoch.
+        As END: the epoch grows and ``m:o:<owner>``, with all of ``marks``, becomes the new epoch.
         """
         ...
 

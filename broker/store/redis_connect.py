@@ -98,6 +98,7 @@ class Place:
         self._seeds = list(target.addresses)
         self._slot = key_slot(f"{{ghtb:{target.prefix}}}".encode())
         self._address: Address | None = None
+        self._last: Address | None = None
         self._lock = asyncio.Lock()
         self._quiet_until = 0.0
         self._reason = ""
@@ -130,6 +131,10 @@ class Place:
             try:
                 self._address = self._address or await self._find()
                 address = self._address
+                if self._last not in {None, address}:
+                    # The primary is another one now; nobody goes on talking to the old one.
+                    self.generation = generation = generation + 1
+                self._last = address
                 wire = await self._open(address, self.target.username, self._password(), self.target.database)
                 await self._check_role(wire)
             except (RedisError, OSError) as error:
@@ -273,6 +278,8 @@ class Link:
 
     def __init__(self, place: Place) -> None:
         self._place = place
+        self.number = 0
+        """Which connection this is: grows with each new one."""
         self._wire: Wire | None = None
         self._address: Address = ("", 0)
         self._generation = -1
@@ -372,6 +379,7 @@ class Link:
                 await self._drop()
         if self._wire is None:
             self._wire, self._address, self._generation = await self._place.dial()
+            self.number += 1
 
     async def _drop(self) -> None:
         wire, self._wire = self._wire, None

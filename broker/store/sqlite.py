@@ -35,6 +35,7 @@ from broker.store.backend import (
     CommitArgs,
     EndArgs,
     EndReply,
+    Identities,
     KeysPage,
     KeyWriteArgs,
     OutboxEntry,
@@ -281,6 +282,7 @@ class SqliteBackend:
         self._reader: _Thread | None = None
         self._writer: _Thread | None = None
         self._inode: tuple[int, int] | None = None
+        self._refused = False
         self._connecting = asyncio.Lock()
         self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
 
@@ -368,7 +370,13 @@ class SqliteBackend:
             raise StoreUnavailableError(f"SQLite: {error}") from error
 
     async def _write(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
-        return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+        try:
+            done = await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+        except StoreUnavailableError:
+            self._refused = True
+            raise
+        self._refused = False
+        return done
 
     async def _query(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
         return await self._run(job, writes=False, deadline_s=self._deadline_s)
@@ -402,6 +410,36 @@ class SqliteBackend:
             return True
 
         return await self._write(job)
+
+    async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
+        """Write identities and fields of the state, if the identities are those found."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            marker = db.execute("SELECT value FROM key_state WHERE name = '!'").fetchone()
+            state = _fields(db, ("id", "epoch"))
+            if (state.get("id"), marker[0] if marker else None) != found:
+                return False
+            least = int(fields.get("epoch", b"0"))
+            written = {**fields, "id": store_id, "epoch": b"%d" % max(least, int(state.get("epoch", b"0")))}
+            wraps = {name: value for name, value in fields.items() if name.startswith("dk:")}
+            db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", written.items())
+            db.executemany(
+                "INSERT OR REPLACE INTO key_state VALUES (?, ?)", [("!", store_id), *wraps.items()]
+            )
+            (last,) = db.execute("SELECT max(seq) FROM keys").fetchone()
+            if last is not None:
+                db.execute("INSERT OR IGNORE INTO state VALUES ('seq', ?)", (b"%d" % last,))
+            return True
+
+        return await self._write(job)
+
+    async def probe(self) -> None:
+        """Try a write, but only after one has failed: each costs a turn of the disk."""
+        if self._refused:
+            await self._write(
+                lambda db, _: db.execute("UPDATE state SET value = value WHERE name = 'schema'").rowcount
+            )
 
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
         """Write ``dk:`` fields to both places if the store is still this one."""
@@ -702,15 +740,15 @@ class SqliteBackend:
 
         await self._write(job)
 
-    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+    async def write_key(self, args: KeyWriteArgs) -> EndReply:
         """KEY WRITE; with ``kill`` also the end of what was handed to the key."""
 
-        def job(db: sqlite3.Connection, now: float) -> tuple[str, tuple[str, ...]]:
+        def job(db: sqlite3.Connection, now: float) -> EndReply:
             if _lost(db, args.store_id):
-                return "lost", ()
+                return EndReply("lost")
             row = db.execute("SELECT blob FROM keys WHERE id = ?", (args.key_id,)).fetchone()
             if (row[0] if row else None) != args.expected:
-                return "changed", ()
+                return EndReply("changed")
             if row is None:
                 db.execute(
                     "INSERT INTO keys VALUES (?, ?, ?, ?)",
@@ -722,14 +760,15 @@ class SqliteBackend:
                     (args.blob, args.purge_at, args.key_id),
                 )
             # A hand-out that is on its way must not miss the list: it has to get ``stale``.
-            if args.narrows or args.kill is not None:
-                _raise_epoch(db)
+            raised = args.narrows or args.kill is not None
+            epoch = _raise_epoch(db) if raised else _epoch(db)
+            _mark(db, now, args.marks, epoch)
             shas: tuple[str, ...] = ()
             if args.kill is not None:
                 shas = _enqueue(db, now, "key", args.key_id, only="", note=args.kill)
                 _stop(db, shas)
             _append(db, now, args.audit)
-            return "ok", shas
+            return EndReply("ok", epoch, shas)
 
         return await self._write(job)
 
@@ -804,21 +843,29 @@ class SqliteBackend:
         return await self._write(job)
 
     async def accept(
-        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
-    ) -> str:
+        self,
+        *,
+        store_id: bytes,
+        owner: str,
+        expected_pin: bytes,
+        pin: bytes,
+        audit: Row,
+        marks: tuple[str, ...] = (),
+    ) -> EndReply:
         """Replace an owner's pin, forget its record, end what was issued under the old one."""
 
-        def job(db: sqlite3.Connection, now: float) -> str:
+        def job(db: sqlite3.Connection, now: float) -> EndReply:
             if _lost(db, store_id):
-                return "lost"
+                return EndReply("lost")
             row = db.execute("SELECT blob FROM names WHERE owner = ?", (owner,)).fetchone()
             if (row[0] if row else None) != expected_pin:
-                return "changed"
-            _mark(db, now, (f"m:o:{owner}",), _raise_epoch(db))
+                return EndReply("changed")
+            epoch = _raise_epoch(db)
+            _mark(db, now, (f"m:o:{owner}", *marks), epoch)
             db.execute("UPDATE names SET blob = ? WHERE owner = ?", (pin, owner))
             db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
             _append(db, now, audit)
-            return "ok"
+            return EndReply("ok", epoch)
 
         return await self._write(job)
 
@@ -1087,7 +1134,9 @@ def _mark(db: sqlite3.Connection, now: float, names: Iterable[str], epoch: int) 
 
 def _unmark(db: sqlite3.Connection, oldest: float) -> None:
     """Delete marks set before ``oldest``; one that cannot be read stays."""
-    rows = db.execute("SELECT name, value FROM state WHERE name GLOB 'm:*' OR name GLOB 'f:o:*'").fetchall()
+    rows = db.execute(
+        "SELECT name, value FROM state WHERE name GLOB 'm:*' OR name GLOB 'f:o:*' OR name GLOB 'w:*'"
+    ).fetchall()
     for name, value in rows:
         found = _MARK.fullmatch(value)
         if found and int(found[1]) < oldest:

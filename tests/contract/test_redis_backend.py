@@ -59,9 +59,10 @@ async def unavailable(call: Awaitable[object], *, within_s: float = 1.5) -> str:
 
 
 async def accepting(backend: RedisBackend) -> str:
-    return await backend.accept(
+    reply = await backend.accept(
         store_id=ID, owner="acme", expected_pin=b"sealed pin", pin=b"new", audit=row("owner.accepted")
     )
+    return reply.verdict
 
 
 async def eventually(call: Callable[[], Awaitable[object]], *, seconds: float = 10) -> None:
@@ -184,7 +185,7 @@ async def test_lost_data_shows_in_every_read_and_stops_every_write(
             await backend.hand(store_id=ID, epoch=view.epoch, sha=SHA, key_id="a", audit=row("token.issued"))
             == "lost"
         )
-        assert await backend.write_key(keying()) == ("lost", ())
+        assert (await backend.write_key(keying())).verdict == "lost"
         assert await backend.put_owner(owning()) == "lost"
         assert (await backend.end(ending(reach="all"))).verdict == "lost"
         assert await backend.settle(ID, [(SHA, "", None)]) == 0
@@ -428,7 +429,7 @@ async def test_forgotten_scripts_are_sent_again(redis_server: RedisServer, conne
         *(backend.take("a", chunk=1, limit=100) for _ in range(10)),
         *(backend.write_key(keying(key_id=f"k{number}")) for number in range(10)),
     )
-    assert done[10:] == [("ok", ())] * 10
+    assert [reply.verdict for reply in done[10:]] == ["ok"] * 10
     assert [granted for granted, _ in done[:10]] == [1] * 10
 
 
@@ -719,7 +720,7 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
         backend = await connect(f"{primary.url}?wait=1")
         await started(backend)
-        assert await backend.write_key(keying()) == ("ok", ())
+        assert (await backend.write_key(keying())).verdict == "ok"
         replica.kill()
         assert "replicas must confirm" in await unavailable(backend.write_key(keying(key_id="key-2")))
         # What is no decision does not wait for them.
