@@ -102,6 +102,9 @@ _ADOPTION_SLACK_S: Final = 300.0
 """So far apart may the clocks of two stores be."""
 DATA_KEYS: Final = "data_keys"
 """The field that says which data keys there are, so that every read notices a change; itself not sealed."""
+MENDED: Final = "mended"
+"""The field that tells every process that one of them found the store gone back."""
+_OTHERS_MEND_S: Final = 3.0
 _OF_ADMINS: Final = frozenset({EndKind.REVOKE, EndKind.BLOCK, EndKind.UNBLOCK})
 """Endings that are acknowledged to somebody; the others only make the broker look again."""
 
@@ -124,6 +127,8 @@ class SealedStore:
         self._versions: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._adopted_at = 0.0
         self._data_keys: bytes | None = None
+        self._mended: bytes | None = None
+        self._quiet_until = 0.0
         self._renewed_at = -_HEAL_EVERY_S
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
@@ -209,6 +214,10 @@ class SealedStore:
                 if self._store_id not in {None, store_id}:
                     self._memory = Memory()
                 await self._settle_past(state, store_id, sealer, asked_at, adopted=adopted_at is not None)
+                if self._store_id == store_id and state.fields.get(MENDED) not in {None, self._mended}:
+                    self._wait_for_others(state.fields[MENDED])
+                if asyncio.get_running_loop().time() < self._quiet_until:
+                    raise StoreRegressedError("the store went back; other brokers mend what they know of it")
                 await self._share_wraps(state, store_id, data_keys)
                 if adopted_at is not None:
                     self._adopt(adopted_at)
@@ -218,6 +227,7 @@ class SealedStore:
             self._store_id = store_id
             self._sealer = sealer
             self._data_keys = state.fields.get(DATA_KEYS)
+            self._mended = state.fields.get(MENDED)
             if self.health is not StoreHealth.OK:
                 _log.info("store attached", extra={"store_id": store_id.decode("ascii", "replace")})
             self.health = StoreHealth.OK
@@ -289,8 +299,11 @@ class SealedStore:
             return
         # First the epoch: what is written again must be above all that was handed out or minted before.
         least = self._memory.highest + 1
-        if not await self._backend.mend((store_id, store_id), store_id, {"epoch": b"%d" % least}):
+        mended = secrets.token_hex(8).encode()
+        fields = {"epoch": b"%d" % least, MENDED: mended}
+        if not await self._backend.mend((store_id, store_id), store_id, fields):
             raise StoreLostError("the store changed its identity while it was repaired")
+        self._wait_for_others(mended)
         for decision in missing:
             written = await self._write_again(decision.what, store_id, sealer)
             self._memory.written_again(decision, written, asyncio.get_running_loop().time())
@@ -303,6 +316,11 @@ class SealedStore:
             },
         )
         self._memory.saw(least, asyncio.get_running_loop().time())
+
+    def _wait_for_others(self, mended: bytes | None) -> None:
+        """Serve nobody for some seconds: other processes have to write again what they acknowledged."""
+        self._mended = mended
+        self._quiet_until = asyncio.get_running_loop().time() + _OTHERS_MEND_S
 
     async def _write_again(self, what: What, store_id: bytes, sealer: Sealer) -> int:
         """Return the epoch with which a lost decision is in the store again; 0 if it needs no writing."""
@@ -349,6 +367,8 @@ class SealedStore:
             raise StoreRegressedError(
                 f"the store went back from epoch {self._memory.highest} to {view.epoch} (an older copy?)"
             )
+        if view.fields.get(MENDED) not in {None, self._mended}:
+            raise StoreRegressedError("another broker found that the store went back")
         self._memory.saw(view.epoch, asyncio.get_running_loop().time())
 
     def _detach(self, error: StoreError) -> None:
@@ -446,7 +466,7 @@ class SealedStore:
             StoreError: there is no answer, or it is not that store.
         """
         store_id, sealer = self._attached()
-        want = Want((*fields, self._me, DATA_KEYS), keys, strings)
+        want = Want((*fields, self._me, DATA_KEYS, MENDED), keys, strings)
         asked_at = asyncio.get_running_loop().time()
         try:
             view = await self._backend.read(want)

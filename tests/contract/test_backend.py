@@ -187,6 +187,46 @@ async def test_load_says_whether_there_are_keys(store: Backend) -> None:
 # -- READ ----------------------------------------------------------------------------------------
 
 
+async def test_a_store_is_mended_only_as_it_was_found(store: Backend) -> None:
+    assert not await store.mend((ID, OTHER), ID, {"epoch": b"99"})
+    assert not await store.mend((None, ID), ID, {"epoch": b"99"})
+    assert (await store.load()).fields["epoch"] == b"7"
+    fields = {"epoch": b"6", "dk:2:ff": b"wrapped", "adopt:ff": b"proof"}
+    assert await store.mend((ID, ID), ID, fields)
+    state = await store.load()
+    assert state.fields == {**STATE, "dk:2:ff": b"wrapped", "adopt:ff": b"proof"}
+    assert state.key_wraps == {"dk:1:ff": b"wrapped", "dk:2:ff": b"wrapped"}
+    assert await store.mend((ID, ID), OTHER, {"epoch": b"12"})
+    view = await store.read(Want())
+    assert (view.store_id, view.keys_id, view.epoch) == (OTHER, OTHER, 12)
+
+
+async def test_every_decision_marks_what_it_is_asked_to(store: Backend) -> None:
+    async def marks() -> dict[str, bytes]:
+        view = await store.read(Want(fields=("w:one", "w:two")))
+        return {name: value.partition(b":")[0] for name, value in view.fields.items() if name[:2] == "w:"}
+
+    created = await store.write_key(keying(narrows=True, marks=("w:one",)))
+    assert (created.verdict, created.epoch, await marks()) == ("ok", 8, {"w:one": b"8"})
+    assert (await store.write_key(keying(narrows=True, marks=("w:two",)))).verdict == "changed"
+    await store.lease(ID, "o:acme", "nonce-1")
+    assert await store.put_owner(owning()) == "ok"
+    accepted = await store.accept(
+        store_id=ID,
+        owner="acme",
+        expected_pin=b"sealed pin",
+        pin=b"new",
+        audit=row("owner.accepted"),
+        marks=("w:two",),
+    )
+    assert (accepted.verdict, accepted.epoch) == ("ok", 9)
+    assert await marks() == {"w:one": b"8", "w:two": b"9"}
+
+
+async def test_a_store_that_takes_writes_says_so(store: Backend) -> None:
+    await store.probe()
+
+
 async def test_read_leaves_out_what_is_not_there(store: Backend) -> None:
     await store.write_key(keying())
     await mint(store, gh_offset=-2.5)

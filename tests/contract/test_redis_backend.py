@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import ssl
 import time
 import uuid
@@ -652,6 +653,103 @@ async def test_cancelling_a_conversation_closes_its_connection(redis_server: Red
             assert reply == f"after {number}".encode()
     finally:
         await link.close()
+
+
+# -- a node that takes no writes -----------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_beat(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Beats 20 times as often; returns how long one counts."""
+    monkeypatch.setattr("broker.store.redis.BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr("broker.store.redis.BEAT_LIFE_S", 0.6)
+    return 0.6
+
+
+async def reads_until_refused(backend: RedisBackend, *, seconds: float = 5) -> tuple[str, int]:
+    """Read on; return the refusal, and how many reads were answered before it."""
+    answered, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            await backend.read(Want())
+        except StoreUnavailableError as error:
+            return str(error), answered
+        answered += 1
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"still read after {seconds} s")
+
+
+async def test_a_primary_without_its_replicas_is_not_read_for_long(
+    own_server: RedisServer, connect: Connect, quick_beat: float
+) -> None:
+    """Cut off, it may have been replaced: what was revoked since is not known to it."""
+    backend = await connect(own_server.url)
+    await started(backend)
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    refused, answered = await reads_until_refused(backend)
+    assert "NOREPLICAS" in refused
+    assert answered >= 3  # a replica that restarts is no outage
+    # A process that starts now, and one that reconnects, has no credit.
+    late = await connect(own_server.url, lazy=True)
+    assert "NOREPLICAS" in await unavailable(late.read(Want()))
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    await eventually(lambda: backend.read(Want()))
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    own_server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await asyncio.sleep(0.05)
+    assert "NOREPLICAS" in await unavailable(backend.read(Want()))
+
+
+async def test_a_full_redis_is_read_and_says_that_it_takes_nothing(
+    own_server: RedisServer, connect: Connect, quick_beat: float
+) -> None:
+    backend = await connect(own_server.url)
+    await started(backend)
+    own_server.ask("CONFIG", "SET", "maxmemory", "1")
+    for _ in range(20):
+        assert (await backend.read(Want())).store_id == ID
+        await asyncio.sleep(0.05)
+    assert "OutOfMemory" in await unavailable(backend.probe())
+    assert "OutOfMemory" in await unavailable(backend.write_key(keying()))
+    assert "OutOfMemory" in await unavailable(backend.end(ending(reach="all")))
+    own_server.ask("CONFIG", "SET", "maxmemory", "0")
+    await backend.probe()
+    assert (await backend.read(Want(keys=("key-1",)))).keys == {}
+
+
+async def test_a_redis_that_cannot_save_is_read_while_its_replicas_are_there(
+    tmp_path: Path, connect: Connect, quick_beat: float
+) -> None:
+    with running(RedisServer(tmp_path / "saving", options=("--save", "3600 100000"))) as server:
+        backend = await connect(server.url)
+        await started(backend)
+        shutil.rmtree(tmp_path / "saving")
+        server.ask("BGSAVE")
+        until(lambda: b"rdb_last_bgsave_status:err" in server.ask("INFO", "persistence"))
+        assert "MISCONF" in await unavailable(backend.probe())
+        for _ in range(20):
+            assert (await backend.read(Want())).store_id == ID
+            await asyncio.sleep(0.05)
+        # Without a replica in touch it may be a primary no more.
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        assert "MISCONF" in (await reads_until_refused(backend))[0]
+
+
+async def test_a_primary_that_was_demoted_is_not_read_for_long(
+    tmp_path: Path, connect: Connect, quick_beat: float
+) -> None:
+    """Under an open connection, with nobody who writes."""
+    with (
+        running(RedisServer(tmp_path / "primary")) as primary,
+        running(RedisServer(tmp_path / "replica")) as other,
+    ):
+        backend = await connect(primary.url)
+        await started(backend)
+        primary.ask("REPLICAOF", "127.0.0.1", str(other.port))
+        refused, _ = await reads_until_refused(backend)
+        assert "replica" in refused
+        primary.ask("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: backend.read(Want()))
 
 
 # -- who may connect -----------------------------------------------------------------------------
