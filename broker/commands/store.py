@@ -8,6 +8,7 @@ import click
 from broker.commands.opened import with_backend, with_store
 from broker.store.adopting import Survey, adopt, survey
 from broker.store.backend import Backend
+from broker.store.resealing import reseal
 from broker.store.seal import KeyEncryptionKey
 
 
@@ -35,6 +36,19 @@ def forget_key(fingerprint: str) -> None:
         raise click.BadParameter("a fingerprint is 16 hexadecimal digits", param_hint="FINGERPRINT")
     with_store(lambda store: store.forget_key(fingerprint))
     click.echo(f"{fingerprint} opens this store no more", err=True)
+
+
+@command.command("reseal")
+def reseal_command() -> None:
+    """Make a new data key and seal everything with it; brokers may run meanwhile.
+
+    For when a dump of the store leaked and a key that opens it too. First rotate that key and forget it
+    (`broker store forget-key`). If it is interrupted, run it again.
+    """
+    done = with_backend(reseal)
+    click.echo(f"data key {done.number}: {done.entries} entries sealed anew", err=True)
+    if done.refused:
+        click.echo(f"{done.refused} entries do not open: not written by this broker, left alone", err=True)
 
 
 @command.command("adopt")

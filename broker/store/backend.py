@@ -7,8 +7,9 @@ Values whose age counts begin with their epoch: marks are ``<epoch>:<unix second
 All times that cross this port are Unix seconds (float) of the store's clock unless named ``_ms``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 LEASE_MS = 5000
@@ -305,6 +306,32 @@ class OwnerRow:
     live: int
 
 
+class Place(StrEnum):
+    """Where sealed entries lie; named by key id, owner, token hash, field of S or place in the queue."""
+
+    KEYS = "keys"
+    NAMES = "names"
+    OWNERS = "owners"
+    TOKENS = "tokens"
+    BLOCKS = "blocks"
+    HOOKS = "hooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sealed entry.
+
+    Attributes:
+        scope: of a token, else empty.
+        blob: as it lies there.
+    """
+
+    place: Place
+    name: str
+    blob: bytes
+    scope: str = ""
+
+
 class Backend(Protocol):
     """Atomic steps. Raises ``StoreUnavailableError`` on anything that keeps an answer away.
 
@@ -334,13 +361,24 @@ class Backend(Protocol):
     async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
         """Write ``store_id`` to both places, and ``fields`` to ``S``, if the identities are ``found``.
 
-        One step. ``epoch`` only ever rises; ``dk:`` fields go to ``K`` too; a lost counter of keys is made
-        anew from the keys that are there. Returns whether it was done.
+        One step. ``epoch`` only ever rises; ``dk:`` fields go to ``K`` too and never replace one; a lost
+        counter of keys is made anew from the keys that are there. Returns whether it was done.
         """
         ...
 
     async def probe(self) -> None:
         """Return if the store takes writes, else raise ``StoreUnavailableError``."""
+        ...
+
+    def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time; what comes or goes meanwhile may be missed."""
+        ...
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Put ``blob`` in the place of what ``entry`` holds, if it still does; lives are kept.
+
+        A token is replaced in the register and in the cache in one step.
+        """
         ...
 
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:

@@ -27,12 +27,14 @@ from broker.store.backend import (
     CommitArgs,
     EndArgs,
     EndReply,
+    Entry,
     Identities,
     KeysPage,
     KeyWriteArgs,
     OutboxEntry,
     OwnerArgs,
     OwnerRow,
+    Place,
     Row,
     State,
     StoredRow,
@@ -40,7 +42,7 @@ from broker.store.backend import (
     Want,
 )
 from broker.store.batch import Batcher
-from broker.store.redis_connect import Command, Link, Part, Place, Unit
+from broker.store.redis_connect import Command, Link, Part, Primary, Unit
 from broker.store.redis_scripts import Script
 from broker.store.redis_url import parse_redis_url
 
@@ -62,6 +64,7 @@ _SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
 _OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
 _MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
 _MARKS: Final = ("m:", "f:o:", "w:")
+_BLOCKS: Final = ("b:o:", "b:r:")
 
 
 class RedisBackend:
@@ -89,11 +92,11 @@ class RedisBackend:
         self._tag = f"{{ghtb:{target.prefix}}}:"
         self._retention_ms = int(audit_retention_s * 1000)
         self._max_events = audit_max_events
-        self._place = Place(target, connect_timeout_s=deadline_s)
-        self._read_link = Link(self._place)
-        self._write_link = Link(self._place)
-        self._end_link = Link(self._place)
-        self._list_link = Link(self._place)
+        primary = Primary(target, connect_timeout_s=deadline_s)
+        self._read_link = Link(primary)
+        self._write_link = Link(primary)
+        self._end_link = Link(primary)
+        self._list_link = Link(primary)
         self._beat_at = -math.inf
         self._beat_on = -1
         self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
@@ -190,6 +193,54 @@ class RedisBackend:
     async def probe(self) -> None:
         """Write something that needs memory: it is refused when any decision would be."""
         await self._writes.submit(Unit((("SET", self._name("beat"), "1", "PX", _PROBE_LIFE_MS),)))
+
+    async def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time."""
+        match place:
+            case Place.KEYS | Place.NAMES:
+                async for pairs in self._scan("HSCAN", "K" if place is Place.KEYS else "N"):
+                    found = [Entry(place, _text(name), blob) for name, blob in pairs]
+                    yield [one for one in found if one.name != "!" and not one.name.startswith(_WRAP)]
+            case Place.OWNERS:
+                cursor = None
+                while True:
+                    rows, cursor = await self.owners(cursor=cursor, limit=_SWEEP_KEYS)
+                    yield [Entry(place, row.owner, row.blob) for row in rows]
+                    if cursor is None:
+                        return
+            case Place.TOKENS:
+                async for pairs in self._scan("ZSCAN", "RT"):
+                    shas = [_text(sha) for sha, _ in pairs]
+                    names = [f"R:{sha}" for sha in shas]
+                    tokens = await self._lists.submit(self._unit(scripts.TOKENS, names, ()))
+                    yield [
+                        Entry(place, sha, blob, _text(scope))
+                        for sha, (blob, scope) in zip(shas, tokens, strict=True)
+                        if blob
+                    ]
+            case Place.BLOCKS:
+                fields = (await self.load()).fields
+                yield [Entry(place, name, blob) for name, blob in fields.items() if name.startswith(_BLOCKS)]
+            case Place.HOOKS:
+                yield [Entry(place, name, blob) for name, blob in await self.hooks(limit=_AUDIT_CHUNK)]
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Replace a sealed entry if it is still what it was."""
+        hashes = {Place.KEYS: "K", Place.NAMES: "N", Place.BLOCKS: "S"}
+        if entry.place in hashes:
+            script, keys = scripts.RESEAL_FIELD, (hashes[entry.place],)
+            arguments: tuple[Part, ...] = (store_id, entry.name, entry.blob, blob)
+        elif entry.place is Place.HOOKS:
+            script, keys = scripts.RESEAL_HOOK, ("WQ",)
+            arguments = (store_id, entry.name, entry.blob, blob)
+        elif entry.place is Place.OWNERS:
+            script, keys = scripts.RESEAL_STRING, (f"O:{entry.name}",)
+            arguments = (store_id, entry.blob, blob)
+        else:
+            arguments = (store_id, entry.blob, blob)
+            names = ("S", "K", f"R:{entry.name}", f"T:{entry.scope}")
+            return bool(await self._write(scripts.RESEAL_TOKEN, names, arguments, replicated=True))
+        return bool(await self._write(script, ("S", "K", *keys), arguments, replicated=True))
 
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
         """Write ``dk:`` fields to both places if the store is still this one."""

@@ -201,13 +201,60 @@ redis.call('HSET', KEYS[1], 'id', ARGV[5])
 redis.call('HSET', KEYS[2], '!', ARGV[5])
 for i = 6, #ARGV, 2 do
   local name, value = ARGV[i], ARGV[i + 1]
-  if name ~= 'epoch' or (tonumber(epoch(KEYS[1])) or 0) < tonumber(value) then
+  if string.sub(name, 1, 3) == 'dk:' then
+    redis.call('HSETNX', KEYS[1], name, value)
+    redis.call('HSETNX', KEYS[2], name, value)
+  elseif name ~= 'epoch' or (tonumber(epoch(KEYS[1])) or 0) < tonumber(value) then
     redis.call('HSET', KEYS[1], name, value)
   end
-  if string.sub(name, 1, 3) == 'dk:' then redis.call('HSET', KEYS[2], name, value) end
 end
 if last then redis.call('HSETNX', KEYS[1], 'seq', last) end
 return 1
+""")
+
+# KEYS: S K, then the hash. ARGV: id, field, old, new.
+RESEAL_FIELD: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('HGET', KEYS[3], ARGV[2]) ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
+return 1
+""")
+
+# KEYS: S K, then the string. ARGV: id, old, new.
+RESEAL_STRING: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('GET', KEYS[3]) ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[3], ARGV[3], 'KEEPTTL')
+return 1
+""")
+
+# KEYS: S K R T. ARGV: id, old, new.
+RESEAL_TOKEN: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('HGET', KEYS[3], 't') ~= ARGV[2] then return 0 end
+local cached = redis.call('GET', KEYS[4]) == ARGV[2]
+redis.call('HSET', KEYS[3], 't', ARGV[3])
+if cached then redis.call('SET', KEYS[4], ARGV[3], 'KEEPTTL') end
+return 1
+""")
+
+# KEYS: S K WQ. ARGV: id, place, old, new. An entry of a stream cannot change: a new one takes its part.
+RESEAL_HOOK: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+local found = redis.call('XRANGE', KEYS[3], ARGV[2], ARGV[2])[1]
+if not found or found[2][2] ~= ARGV[3] then return 0 end
+redis.call('XADD', KEYS[3], '*', 'b', ARGV[4])
+return redis.call('XDEL', KEYS[3], ARGV[2])
+""")
+
+# KEYS: R of each.
+TOKENS: Final = Script("""
+local rows = {}
+for i = 1, #KEYS do
+  local found = redis.call('HMGET', KEYS[i], 't', 's')
+  rows[i] = {found[1] or '', found[2] or ''}
+end
+return rows
 """)
 
 DROP_WRAPS: Final = Script("""

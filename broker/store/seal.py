@@ -163,6 +163,10 @@ class Sealer:
             for blob in blobs
         )
 
+    def newest(self, blob: bytes) -> bool:
+        """Return whether ``blob`` says that the newest data key sealed it."""
+        return blob[:_HEADER_BYTES] == bytes((VERSION,)) + self._current.to_bytes(2, "big")
+
     def seal(self, kind: Kind, identity: str, plain: bytes) -> bytes:
         """Return ``plain`` sealed as the entry ``identity`` of ``kind``."""
         nonce = os.urandom(_NONCE_BYTES)

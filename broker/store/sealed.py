@@ -202,14 +202,14 @@ class SealedStore:
                 if not state.fields and state.keys_id is None and not state.holds_keys:
                     await self._create()
                     state = await self._backend.load()
-                store_id = _identity(state)
+                store_id = identity(state)
                 adopted_at = self._adoption(state.fields, store_id)
                 if self._store_id not in {None, store_id} and adopted_at is None:
                     raise StoreLostError(
                         "this is another store than the one this process has seen; if that is meant, run "
                         "`broker store adopt`"
                     )
-                data_keys = _open_all(state, store_id, self._keks)
+                data_keys = open_all(state, store_id, self._keks)
                 sealer = Sealer(store_id, data_keys)
                 if self._store_id not in {None, store_id}:
                     self._memory = Memory()
@@ -1040,7 +1040,7 @@ async def create(backend: Backend, keks: Sequence[KeyEncryptionKey]) -> bool:
     return made
 
 
-def _identity(state: State) -> bytes:
+def identity(state: State) -> bytes:
     """Return the store's id.
 
     Raises:
@@ -1062,7 +1062,7 @@ def _epoch(state: State) -> int:
         raise StoreLostError("the store's epoch is not a number") from None
 
 
-def _open_all(state: State, store_id: bytes, keks: Sequence[KeyEncryptionKey]) -> dict[int, bytes]:
+def open_all(state: State, store_id: bytes, keks: Sequence[KeyEncryptionKey]) -> dict[int, bytes]:
     """Return all data keys.
 
     Raises:

@@ -15,7 +15,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -35,12 +35,14 @@ from broker.store.backend import (
     CommitArgs,
     EndArgs,
     EndReply,
+    Entry,
     Identities,
     KeysPage,
     KeyWriteArgs,
     OutboxEntry,
     OwnerArgs,
     OwnerRow,
+    Place,
     Row,
     State,
     StoredRow,
@@ -118,6 +120,17 @@ _REACH: Final = {
     "t": "sha = ?",
     "key": "sha IN (SELECT sha FROM handed WHERE key_id = ?)",
 }
+
+# Where sealed entries lie: (table, column of the name, column of the scope or nothing).
+_SEALED: Final = {
+    Place.KEYS: ("keys", "id", "''"),
+    Place.NAMES: ("names", "owner", "''"),
+    Place.OWNERS: ("owners", "owner", "''"),
+    Place.TOKENS: ("live", "sha", "scope"),
+    Place.BLOCKS: ("state", "name", "''"),
+    Place.HOOKS: ("hook_queue", "seq", "''"),
+}
+_ONLY_BLOCKS: Final = "AND (name GLOB 'b:o:*' OR name GLOB 'b:r:*')"
 
 # The string names of the port, by prefix: (table, column of the name, expiry column or None).
 _STRINGS: Final = {
@@ -422,11 +435,13 @@ class SqliteBackend:
                 return False
             least = int(fields.get("epoch", b"0"))
             written = {**fields, "id": store_id, "epoch": b"%d" % max(least, int(state.get("epoch", b"0")))}
-            wraps = {name: value for name, value in fields.items() if name.startswith("dk:")}
-            db.executemany("INSERT OR REPLACE INTO state VALUES (?, ?)", written.items())
-            db.executemany(
-                "INSERT OR REPLACE INTO key_state VALUES (?, ?)", [("!", store_id), *wraps.items()]
-            )
+            for name, value in written.items():
+                if name.startswith("dk:"):
+                    for table in ("state", "key_state"):
+                        db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, value))  # noqa: S608
+                else:
+                    db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+            db.execute("INSERT OR REPLACE INTO key_state VALUES ('!', ?)", (store_id,))
             (last,) = db.execute("SELECT max(seq) FROM keys").fetchone()
             if last is not None:
                 db.execute("INSERT OR IGNORE INTO state VALUES ('seq', ?)", (b"%d" % last,))
@@ -440,6 +455,48 @@ class SqliteBackend:
             await self._write(
                 lambda db, _: db.execute("UPDATE state SET value = value WHERE name = 'schema'").rowcount
             )
+
+    async def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time."""
+        table, name, scope = _SEALED[place]
+        blob = "value" if table == "state" else "blob"
+        after: object = ""
+
+        def job(db: sqlite3.Connection, now: float) -> list[tuple[Any, bytes, str]]:
+            del now
+            return db.execute(
+                f"SELECT {name}, {blob}, {scope} FROM {table} WHERE {name} > ? "  # noqa: S608 - constants
+                f"{_ONLY_BLOCKS if place is Place.BLOCKS else ''} ORDER BY {name} LIMIT {_SWEEP_ROWS}",
+                (after,),
+            ).fetchall()
+
+        if place is Place.HOOKS:
+            after = 0
+        while rows := await self._query(job):
+            yield [Entry(place, str(row[0]), row[1], row[2]) for row in rows]
+            after = rows[-1][0]
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Replace a sealed entry if it is still what it was."""
+        table, name, _ = _SEALED[entry.place]
+        column = "value" if table == "state" else "blob"
+        key: object = int(entry.name) if entry.place is Place.HOOKS else entry.name
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            if _lost(db, store_id):
+                return False
+            done = db.execute(
+                f"UPDATE {table} SET {column} = ? WHERE {name} = ? AND {column} = ?",  # noqa: S608 - constants
+                (blob, key, entry.blob),
+            )
+            if done.rowcount and entry.place is Place.TOKENS:
+                db.execute(
+                    "UPDATE tokens SET blob = ? WHERE scope = ? AND blob = ?", (blob, entry.scope, entry.blob)
+                )
+            return bool(done.rowcount)
+
+        return await self._write(job)
 
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
         """Write ``dk:`` fields to both places if the store is still this one."""

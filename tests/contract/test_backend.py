@@ -15,8 +15,11 @@ from broker.store.backend import (
     AuditWant,
     Backend,
     CommitArgs,
+    EndArgs,
+    Entry,
     KeyWriteArgs,
     OwnerArgs,
+    Place,
     Row,
     Want,
 )
@@ -221,6 +224,55 @@ async def test_every_decision_marks_what_it_is_asked_to(store: Backend) -> None:
     )
     assert (accepted.verdict, accepted.epoch) == ("ok", 9)
     assert await marks() == {"w:one": b"8", "w:two": b"9"}
+
+
+async def test_sealed_entries_are_found_and_replaced_as_they_were_found(store: Backend) -> None:
+    for number in range(450):
+        await store.write_key(keying(key_id=f"k{number}", blob=b"key %d" % number))
+    await store.lease(ID, "o:acme", "nonce-1")
+    assert await store.put_owner(owning()) == "ok"
+    await mint(store)
+    await store.hook(ID, body_sha="b", guid="g", blob=b"hook")
+    await store.end(EndArgs(store_id=ID, marks=("m:o:x",), blocks={"b:o:x": b"block"}))
+    found = {place: [one async for some in store.sealed(place) for one in some] for place in Place}
+    assert {entry.name for entry in found.pop(Place.KEYS)} == {f"k{number}" for number in range(450)}
+    names = {place: [(one.name, one.blob, one.scope) for one in some] for place, some in found.items()}
+    hook = names.pop(Place.HOOKS)
+    assert [blob for _, blob, _ in hook] == [b"hook"]
+    assert names == {
+        Place.NAMES: [("acme", b"sealed pin", "")],
+        Place.OWNERS: [("acme", b"sealed owner", "")],
+        Place.TOKENS: [(SHA, b"sealed token", SCOPE)],
+        Place.BLOCKS: [("b:o:x", b"block", "")],
+    }
+    entries = [*(some[0] for some in found.values()), Entry(Place.KEYS, "k7", b"key 7")]
+    for entry in entries:
+        assert not await store.reseal(OTHER, entry, b"new")
+        assert not await store.reseal(ID, dataclasses.replace(entry, blob=b"older"), b"new")
+        assert await store.reseal(ID, entry, b"new " + entry.blob)
+        assert not await store.reseal(ID, entry, b"newer")
+    view = await store.read(Want(("b:o:x",), ("k7",), (f"T:{SCOPE}", "O:acme")))
+    assert view.keys == {"k7": b"new key 7"}
+    assert view.strings == {f"T:{SCOPE}": b"new sealed token", "O:acme": b"new sealed owner"}
+    assert view.fields["b:o:x"] == b"new block"
+    assert await store.pin("acme") == b"new sealed pin"
+    assert [blob for _, blob in await store.hooks(limit=9)] == [b"new hook"]
+    await store.end(EndArgs(store_id=ID, marks=("m:all",), reach="all"))
+    assert [entry.blob for entry in await store.outbox(None, limit=9)] == [b"new sealed token"]
+
+
+async def test_a_token_that_was_replaced_meanwhile_stays_in_the_cache(store: Backend) -> None:
+    await mint(store)
+    ((entry,),) = [some async for some in store.sealed(Place.TOKENS) if some]
+    await mint(store, sha="b" * 43, blob=b"newer", nonce="nonce-2")
+    assert await store.reseal(ID, entry, b"resealed")
+    assert (await store.read(Want(strings=(f"T:{SCOPE}",)))).strings == {f"T:{SCOPE}": b"newer"}
+
+
+async def test_a_data_keys_wrap_is_never_replaced(store: Backend) -> None:
+    assert await store.mend((ID, ID), ID, {"dk:1:ff": b"another", "dk:2:ff": b"second"})
+    state = await store.load()
+    assert (state.fields["dk:1:ff"], state.key_wraps["dk:1:ff"]) == (b"wrapped", b"wrapped")
 
 
 async def test_a_store_that_takes_writes_says_so(store: Backend) -> None:

@@ -21,7 +21,7 @@ from broker.model import Secret
 from broker.store.backend import AuditWant, Want
 from broker.store.batch import Batcher
 from broker.store.redis import RedisBackend
-from broker.store.redis_connect import Link, Place, Unit
+from broker.store.redis_connect import Link, Primary, Unit
 from broker.store.redis_url import parse_redis_url
 
 Connect = Callable[..., Awaitable[RedisBackend]]
@@ -635,7 +635,7 @@ async def hanging_up() -> AsyncIterator[FakeRedis]:
 async def test_cancelling_a_conversation_closes_its_connection(redis_server: RedisServer) -> None:
     """The link itself: what a Batcher's deadline does to it."""
     target = parse_redis_url(redis_server.url)
-    link = Link(Place(target, connect_timeout_s=1.0))
+    link = Link(Primary(target, connect_timeout_s=1.0))
     try:
         for number in range(50):
             units = [Unit((("ECHO", f"{number}"),)), Unit((("DEBUG", "SLEEP", "0"),))]
@@ -873,7 +873,7 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path, connect: Connect) -
     """MOVED, ASK and TRYAGAIN, with a real migration of our slot between two nodes."""
     with running(RedisServer(tmp_path / "one", cluster=True)) as one:
         two = RedisServer(tmp_path / "two", cluster=True)
-        slot = str(Place(parse_redis_url(one.url), connect_timeout_s=1)._slot)
+        slot = str(Primary(parse_redis_url(one.url), connect_timeout_s=1)._slot)
         with running(two, form_cluster=False):
             two.ask("CLUSTER", "MEET", "127.0.0.1", str(one.port), str(one.bus_port))
             backend = await connect(f"{one.url}?wait=0")
