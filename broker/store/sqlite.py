@@ -384,12 +384,10 @@ class SqliteBackend:
 
     async def _write(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
         try:
-            done = await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+            return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
         except StoreUnavailableError:
             self._refused = True
             raise
-        self._refused = False
-        return done
 
     async def _query(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
         return await self._run(job, writes=False, deadline_s=self._deadline_s)
@@ -451,10 +449,15 @@ class SqliteBackend:
 
     async def probe(self) -> None:
         """Try a write, but only after one has failed: each costs a turn of the disk."""
-        if self._refused:
-            await self._write(
-                lambda db, _: db.execute("UPDATE state SET value = value WHERE name = 'schema'").rowcount
-            )
+        if not self._refused:
+            return
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            # What changes nothing is not written, and so proves nothing.
+            db.execute("INSERT OR REPLACE INTO state VALUES ('probed', ?)", (b"%f" % now,))
+
+        await self._write(job)
+        self._refused = False
 
     async def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
         """Yield all sealed entries of a place, some at a time."""
