@@ -14,7 +14,7 @@ from broker.errors import StoreLostError
 from broker.ports import AuditEvent, Event
 from broker.store.backend import Backend, EndArgs, Identities, State, Want
 from broker.store.seal import WRAP_PREFIX, KeyEncryptionKey, SealError, open_data_keys
-from broker.store.sealed import DATA_KEYS, SCHEMA, audit_row, create, outbox_note
+from broker.store.sealed import DATA_KEYS, SCHEMA, audit_row, check_schema, create, outbox_note
 
 _REASON: Final = "store adopted without its state"
 
@@ -78,6 +78,7 @@ async def survey(
     found = state.fields.get("id"), state.keys_id
     if not state.fields and state.keys_id is None and not state.holds_keys:
         return Survey(found, None, 0)
+    check_schema(state)
     named = {one for one in (*found, store_id) if one is not None}
     if len(named) > 1:
         listed = ", ".join(sorted(one.decode("ascii", "replace") for one in named))

@@ -1052,7 +1052,21 @@ def identity(state: State) -> bytes:
             "the store has lost its identity or its keys (flushed, evicted, half restored?); restore it from "
             "a backup, or see what is left with `broker store adopt`"
         )
+    check_schema(state)
     return store_id
+
+
+def check_schema(state: State) -> None:
+    """Leave a store alone that a later broker wrote.
+
+    Raises:
+        StoreLostError: its schema is not the one known here.
+    """
+    schema = state.fields.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise StoreLostError(
+            f"the store has schema {schema.decode('ascii', 'replace')}; this broker knows {SCHEMA.decode()}"
+        )
 
 
 def _epoch(state: State) -> int:

@@ -315,6 +315,22 @@ def test_the_command(world: World) -> None:
     assert done.stdout == ""
 
 
+async def test_a_store_of_a_later_broker_is_left_alone(any_world: World, raw: Raw) -> None:
+    async with any_world.inside() as app:
+        key = await app.key("acme/*")
+    raw.put("schema", b"2")
+    raw.copy("later")
+    before = raw.state("epoch"), raw.state("data_keys")
+    async with any_world.inside() as app:
+        assert await answers(app, key) == AWAY
+        assert (await app.http.get("/readyz")).status_code == 503
+        with pytest.raises(StoreLostError, match="schema 2"):
+            await adopted(any_world)
+        assert (raw.state("epoch"), raw.state("data_keys")) == before
+        raw.put("schema", b"1")
+        await serves(app, key)
+
+
 @pytest.mark.slow
 async def test_who_alone_begins_anew(any_world: World, raw: Raw) -> None:
     async with any_world.inside() as app:

@@ -142,7 +142,7 @@ async def test_two_backends_on_one_file(backend: SqliteBackend, tmp_path: Path) 
     verdicts = await asyncio.gather(
         *(one.write_key(write(f"K{number}")) for number in range(20) for one in (backend, other))
     )
-    assert sorted(verdict for verdict, _ in verdicts) == ["changed"] * 20 + ["ok"] * 20
+    assert sorted(one.verdict for one in verdicts) == ["changed"] * 20 + ["ok"] * 20
     assert len((await other.list_keys(cursor=None, limit=100)).rows) == 20
     await other.close()
     assert (await backend.read(Want(keys=("K3",)))).keys
