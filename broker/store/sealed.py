@@ -129,6 +129,7 @@ class SealedStore:
         self._data_keys: bytes | None = None
         self._mended: bytes | None = None
         self._quiet_until = 0.0
+        self._warned = False
         self._renewed_at = -_HEAL_EVERY_S
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
@@ -176,6 +177,10 @@ class SealedStore:
         adopted_at = self._adoption(view.fields, store_id)
         if adopted_at is not None:
             self._adopt(adopted_at)
+        if not self._warned:
+            for warning in await self._backend.warnings():
+                _log.warning("%s", warning)
+            self._warned = True
         try:
             await self._backend.probe()
         except StoreUnavailableError as error:

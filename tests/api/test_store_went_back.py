@@ -11,6 +11,7 @@ import pytest
 import redis
 from admin_stage import AdminStage, key_id
 from harness import Inside, World
+from servers import RedisServer
 from stage import database, events, pair, until, verdict
 
 from broker.build import build_backend, build_keks
@@ -313,6 +314,14 @@ def test_the_command(world: World) -> None:
     assert done.returncode == 0, done.stderr
     assert "is adopted" in done.stderr
     assert done.stdout == ""
+
+
+async def test_a_store_that_may_forget_is_told_at_the_start(
+    world: World, shared_redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.store_url = f"{shared_redis.url}?prefix=told-at-the-start"  # a server that keeps nothing
+    async with world.inside():
+        await until(lambda: "Redis keeps nothing over a restart" in caplog.text, seconds=10)
 
 
 async def test_a_store_of_a_later_broker_is_left_alone(any_world: World, raw: Raw) -> None:
