@@ -229,10 +229,11 @@ class SealedStore:
             except StoreError as error:
                 self._detach(error)
                 raise
+            if self._store_id != store_id:
+                self._mended = state.fields.get(MENDED)
             self._store_id = store_id
             self._sealer = sealer
             self._data_keys = state.fields.get(DATA_KEYS)
-            self._mended = state.fields.get(MENDED)
             if self.health is not StoreHealth.OK:
                 _log.info("store attached", extra={"store_id": store_id.decode("ascii", "replace")})
             self.health = StoreHealth.OK
@@ -370,7 +371,8 @@ class SealedStore:
         """Notice a store that went back; a read that was overtaken by another has merely seen less."""
         if self._memory.went_back(view.epoch, epoch_of(view.fields.get(self._me, b"0")), asked_at):
             raise StoreRegressedError(
-                f"the store went back from epoch {self._memory.highest} to {view.epoch} (an older copy?)"
+                f"the store went back (an older copy, a failover?): it is at epoch {view.epoch}, and lacks "
+                f"what was known to be written at epoch {self._memory.highest}"
             )
         if view.fields.get(MENDED) not in {None, self._mended}:
             raise StoreRegressedError("another broker found that the store went back")

@@ -1,6 +1,7 @@
 """An older copy, another store or half of one under running brokers: mended from memory, or adopted."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import sqlite3
@@ -201,11 +202,47 @@ async def test_what_was_acknowledged_is_written_again(
     assert any("written again" in alarm.message for alarm in alarms)
 
 
+@pytest.mark.slow
+async def test_who_mends_waits_for_what_others_acknowledged(
+    any_world: World, raw: Raw, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pair(any_world) as (one, two):
+        first, second = await AdminStage.of(any_world, one), await AdminStage.of(any_world, two)
+        key = await one.key("acme/*")
+        assert await answers(one, key) == OK
+        raw.copy("older")
+        assert (await first.call("PUT", "/blocks/acme/gadgets", json={"reason": "drill"})).status_code == 200
+        assert (await second.call("DELETE", f"/keys/{key_id(key)}")).status_code == 200
+        heal = two.broker.store._heal
+        assert heal is not None
+        heal.cancel()  # this one is late
+        raw.restore("older")
+
+        async def mended() -> bool:
+            assert await answers(one, key) == AWAY
+            return "written again" in caplog.text
+
+        await until(mended, seconds=10)
+        for _ in range(10):
+            assert await answers(one, key) == AWAY
+            await asyncio.sleep(0.1)
+
+        async def two_looked() -> bool:
+            with contextlib.suppress(StoreLostError):
+                await two.broker.store.find_key(key_id(key))
+                return True
+            return False
+
+        await until(two_looked, seconds=10)
+        await serves(one, key, UNKNOWN)
+
+
 async def test_an_old_backup_serves_nobody_until_it_is_adopted(
     any_world: World, raw: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More is gone than any process remembers: what was revoked since would live again."""
     monkeypatch.setattr("broker.store.memory.REMEMBERED_S", 0.5)
+    monkeypatch.setattr("broker.store.sealed._OTHERS_MEND_S", 0.0)  # else that alone would keep it away
     async with any_world.inside() as app:
         stage = await AdminStage.of(any_world, app)
         ended, kept = await app.key("acme/*"), await app.key("acme/*")

@@ -752,6 +752,29 @@ async def test_a_primary_that_was_demoted_is_not_read_for_long(
         await eventually(lambda: backend.read(Want()))
 
 
+async def test_when_one_connection_finds_another_primary_all_go_there(
+    tmp_path: Path, connect: Connect
+) -> None:
+    """The old one still answers, and still believes that it is a primary."""
+    with running(RedisServer(tmp_path / "one")) as one, running(RedisServer(tmp_path / "two")) as two:
+        primary = one.port
+
+        async def sentinel(data: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(primary)), primary))
+
+        async with FakeRedis(sentinel).serving() as fake:
+            backend = await connect(f"redis+sentinel://127.0.0.1:{fake.port}/main?wait=0")
+            await started(backend)
+            await started(await connect(two.url), id=b"store-of-two")
+            assert (await backend.read(Want())).store_id == ID
+            primary = two.port
+            await backend._write_link.close()
+            backend._write_link._primary.forget()  # as when a conversation breaks
+            assert await backend.gate("g", 1)
+            assert (await backend.read(Want())).store_id == b"store-of-two"
+            await backend.close()
+
+
 # -- who may connect -----------------------------------------------------------------------------
 
 
