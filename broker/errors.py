@@ -29,6 +29,7 @@ BrokerError
 │   ├── StoreUnavailableError       down, slow, refused
 │   ├── OvertakenError              something ended what was asked for while it was made: look again
 │   └── StoreLostError              not the store this process has seen, or it cannot be opened
+│       └── StoreRegressedError         that store, but without what was written last
 ├── ClientWheelsError           the client cannot be given out: wrongly built or installed
 ├── SettingsError               the start stops, exit status 2
 └── PrivateKeyError             a key that cannot sign app JWTs
@@ -284,6 +285,10 @@ class OvertakenError(StoreUnavailableError):
 
 class StoreLostError(StoreError):
     """Emptied, swapped, an older copy, or sealed with keys that are not configured."""
+
+
+class StoreRegressedError(StoreLostError):
+    """The right store, but something that was acknowledged is gone: a failover, or an older copy."""
 
 
 class SettingsError(BrokerError):

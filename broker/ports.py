@@ -302,6 +302,7 @@ class StoreHealth(StrEnum):
     """The store as the background sees it."""
 
     OK = "ok"
+    READ_ONLY = "read only"
     DOWN = "down"
     LOST = "lost"
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import click
@@ -10,6 +10,8 @@ import click
 from broker import settings as broker_settings
 from broker.build import build_backend, build_keks
 from broker.errors import BrokerError, SettingsError
+from broker.store.backend import Backend
+from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 
 R = TypeVar("R")
@@ -23,15 +25,40 @@ def with_store(work: Callable[[SealedStore], Awaitable[R]]) -> R:
         ClickException: the store or the work failed; one line.
     """
 
-    async def run() -> R:
-        settings = broker_settings.load()
-        logging.disable(logging.CRITICAL)  # the error says it all, once
-        store = SealedStore(build_backend(settings), build_keks(settings))
+    async def attached(backend: Backend, keks: Sequence[KeyEncryptionKey]) -> R:
+        store = SealedStore(backend, keks)
         await store.open()
         try:
             return await work(store)
         finally:
             await store.close()
+
+    return _run(attached)
+
+
+def with_backend(work: Callable[[Backend, Sequence[KeyEncryptionKey]], Awaitable[R]]) -> R:
+    """Run ``work`` on the configured store as it lies there, whole or not, and on the keys that open it.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        ClickException: the store or the work failed; one line.
+    """
+
+    async def connected(backend: Backend, keks: Sequence[KeyEncryptionKey]) -> R:
+        try:
+            await backend.connect()
+            return await work(backend, keks)
+        finally:
+            await backend.close()
+
+    return _run(connected)
+
+
+def _run(work: Callable[[Backend, Sequence[KeyEncryptionKey]], Awaitable[R]]) -> R:
+    async def run() -> R:
+        settings = broker_settings.load()
+        logging.disable(logging.CRITICAL)  # the error says it all, once
+        return await work(build_backend(settings), build_keks(settings))
 
     try:
         return asyncio.run(run())

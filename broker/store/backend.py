@@ -7,8 +7,9 @@ Values whose age counts begin with their epoch: marks are ``<epoch>:<unix second
 All times that cross this port are Unix seconds (float) of the store's clock unless named ``_ms``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from broker.ports import Counts
@@ -22,6 +23,10 @@ HOOK_LIFE_S = 8 * 86400.0
 """A delivery is known again so long; GitHub redelivers for three days."""
 UNREADABLE = 2**62
 STATE_FIELDS = ("id", "epoch", "gh_offset")
+
+
+Identities = tuple[bytes | None, bytes | None]
+"""``id`` of ``S`` and ``!`` of ``K``; the same in a store that is whole."""
 
 
 def epoch_of(value: bytes) -> int:
@@ -165,6 +170,7 @@ class KeyWriteArgs:
     Attributes:
         purge_at: when the record may be deleted (30 d after its end), None for never.
         narrows: whether the epoch has to grow.
+        marks: fields of S that become ``<epoch>:<unix seconds>`` with it.
         kill: a note for the outbox (see ``OutboxEntry``): every live token that was handed to the key is
             ended in the same step.
     """
@@ -177,6 +183,7 @@ class KeyWriteArgs:
     narrows: bool
     audit: Row
     kill: bytes | None = None
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +274,7 @@ class EndArgs:
 
 @dataclass(frozen=True, slots=True)
 class EndReply:
-    """``verdict`` is lost, absent or ok; ``shas`` are those that went into the outbox."""
+    """What a decision did: ``verdict``, the epoch since then, the tokens that went into the outbox."""
 
     verdict: str
     epoch: int = 0
@@ -301,6 +308,32 @@ class OwnerRow:
     live: int
 
 
+class Place(StrEnum):
+    """Where sealed entries lie; named by key id, owner, token hash, field of S or place in the queue."""
+
+    KEYS = "keys"
+    NAMES = "names"
+    OWNERS = "owners"
+    TOKENS = "tokens"
+    BLOCKS = "blocks"
+    HOOKS = "hooks"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sealed entry.
+
+    Attributes:
+        scope: of a token, else empty.
+        blob: as it lies there.
+    """
+
+    place: Place
+    name: str
+    blob: bytes
+    scope: str = ""
+
+
 class Backend(Protocol):
     """Atomic steps. Raises ``StoreUnavailableError`` on anything that keeps an answer away.
 
@@ -324,6 +357,29 @@ class Backend(Protocol):
         """Create ``S`` with ``fields`` (must hold ``id``) and ``!`` plus the ``dk:`` fields in ``K``.
 
         One step; only where there is neither ``S`` nor ``K``. Returns whether it was done.
+        """
+        ...
+
+    async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
+        """Write ``store_id`` to both places, and ``fields`` to ``S``, if the identities are ``found``.
+
+        One step. ``epoch`` only ever rises; ``dk:`` fields go to ``K`` too and never replace one; a lost
+        counter of keys is made anew from the keys that are there. Returns whether it was done.
+        """
+        ...
+
+    async def probe(self) -> None:
+        """Return if the store takes writes, else raise ``StoreUnavailableError``."""
+        ...
+
+    def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time; what comes or goes meanwhile may be missed."""
+        ...
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Put ``blob`` in the place of what ``entry`` holds, if it still does; lives are kept.
+
+        A token is replaced in the register and in the cache in one step.
         """
         ...
 
@@ -395,8 +451,8 @@ class Backend(Protocol):
         """Write last-use seconds of keys; older values never replace newer ones."""
         ...
 
-    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
-        """Return lost, changed (also: exists already) or ok; and the tokens that went into the outbox.
+    async def write_key(self, args: KeyWriteArgs) -> EndReply:
+        """KEY WRITE: lost, changed (also: exists already) or ok.
 
         With ``kill`` every live token handed to the key leaves the cache, HAND calls it gone, and it goes
         into the outbox with ``only`` empty, all in this step.
@@ -424,7 +480,7 @@ class Backend(Protocol):
         ...
 
     async def end(self, args: EndArgs) -> EndReply:
-        """END. The epoch grows by one whenever the verdict is ok."""
+        """END: lost, absent or ok. The epoch grows by one whenever the verdict is ok."""
         ...
 
     async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
@@ -459,11 +515,18 @@ class Backend(Protocol):
         ...
 
     async def accept(
-        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
-    ) -> str:
+        self,
+        *,
+        store_id: bytes,
+        owner: str,
+        expected_pin: bytes,
+        pin: bytes,
+        audit: Row,
+        marks: tuple[str, ...] = (),
+    ) -> EndReply:
         """Replace the pin of an owner and forget its record: lost, changed (the pin) or ok.
 
-        As END: the epoch grows and ``m:o:<owner>`` becomes the new epoch.
+        As END: the epoch grows and ``m:o:<owner>``, with all of ``marks``, becomes the new epoch.
         """
         ...
 

@@ -6,6 +6,7 @@ has to die), and lists (audit, keys, house-keeping). Each is used by one ``Batch
 loop turn wants into one round trip and bounds its time.
 """
 
+import asyncio
 import math
 import re
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -27,11 +28,14 @@ from broker.store.backend import (
     CommitArgs,
     EndArgs,
     EndReply,
+    Entry,
+    Identities,
     KeysPage,
     KeyWriteArgs,
     OutboxEntry,
     OwnerArgs,
     OwnerRow,
+    Place,
     Row,
     State,
     StoredRow,
@@ -39,12 +43,17 @@ from broker.store.backend import (
     Want,
 )
 from broker.store.batch import Batcher
-from broker.store.redis_connect import Command, Link, Part, Place, Unit
+from broker.store.redis_connect import Command, Link, Part, Primary, Unit
 from broker.store.redis_scripts import Script
 from broker.store.redis_url import parse_redis_url
 
 MAX_PAUSE_S: Final = 3600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
+BEAT_EVERY_S: Final = 1.0
+"""So often, at most, the connection that reads shows that its node takes writes."""
+BEAT_LIFE_S: Final = 3.0
+"""So long what a node says counts after the last write that it took."""
+_PROBE_LIFE_MS: Final = 60_000
 _LONG_DEADLINES: Final = 3
 _ROWS_PER_SCRIPT: Final = 200
 _EVENT_PARTS: Final = 6
@@ -55,7 +64,8 @@ _STREAM_ID: Final = re.compile(r"[1-9][0-9]{0,18}-[0-9]{1,19}")
 _SEQUENCE: Final = re.compile(r"[0-9]{1,15}")
 _OWNER: Final = re.compile(r"[a-z0-9_-]{1,100}")
 _MARK: Final = re.compile(rb"[0-9]+:([0-9]+)")
-_MARKS: Final = ("m:", "f:o:")
+_MARKS: Final = ("m:", "f:o:", "w:")
+_BLOCKS: Final = ("b:o:", "b:r:")
 
 
 class RedisBackend:
@@ -83,11 +93,13 @@ class RedisBackend:
         self._tag = f"{{ghtb:{target.prefix}}}:"
         self._retention_ms = int(audit_retention_s * 1000)
         self._max_events = audit_max_events
-        self._place = Place(target, connect_timeout_s=deadline_s)
-        self._read_link = Link(self._place)
-        self._write_link = Link(self._place)
-        self._end_link = Link(self._place)
-        self._list_link = Link(self._place)
+        primary = Primary(target, connect_timeout_s=deadline_s)
+        self._read_link = Link(primary)
+        self._write_link = Link(primary)
+        self._end_link = Link(primary)
+        self._list_link = Link(primary)
+        self._beat_at = -math.inf
+        self._beat_on = -1
         self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
         self._writes: Batcher[Unit, Any] = Batcher(self._write_batch, deadline_s=deadline_s)
         long_s = _LONG_DEADLINES * deadline_s
@@ -98,7 +110,8 @@ class RedisBackend:
 
     async def connect(self) -> None:
         """Connect, or raise ``StoreUnavailableError``; every verb does it again by itself."""
-        ping = Unit((("PING",),))
+        # Not PING: a Redis that cannot save refuses that too.
+        ping = Unit((("ECHO", "1"),))
         await self.read(Want())
         await self._writes.submit(ping)
         await self._lists.submit(ping)
@@ -173,6 +186,63 @@ class RedisBackend:
         arguments = (fields["id"], *_flat(fields))
         return bool(await self._write(scripts.INITIALISE, keys, arguments, replicated=True))
 
+    async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
+        """Write identities and fields of the state, if the identities are those found."""
+        arguments = (*_optional(found[0]), *_optional(found[1]), store_id, *_flat(fields))
+        return bool(await self._write(scripts.MEND, ("S", "K", "KI"), arguments, replicated=True))
+
+    async def probe(self) -> None:
+        """Write something that needs memory: it is refused when any decision would be."""
+        await self._writes.submit(Unit((("SET", self._name("beat"), "1", "PX", _PROBE_LIFE_MS),)))
+
+    async def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time."""
+        match place:
+            case Place.KEYS | Place.NAMES:
+                async for pairs in self._scan("HSCAN", "K" if place is Place.KEYS else "N"):
+                    found = [Entry(place, _text(name), blob) for name, blob in pairs]
+                    yield [one for one in found if one.name != "!" and not one.name.startswith(_WRAP)]
+            case Place.OWNERS:
+                cursor = None
+                while True:
+                    rows, cursor = await self.owners(cursor=cursor, limit=_SWEEP_KEYS)
+                    yield [Entry(place, row.owner, row.blob) for row in rows]
+                    if cursor is None:
+                        return
+            case Place.TOKENS:
+                async for pairs in self._scan("ZSCAN", "RT"):
+                    shas = [_text(sha) for sha, _ in pairs]
+                    names = [f"R:{sha}" for sha in shas]
+                    tokens = await self._lists.submit(self._unit(scripts.TOKENS, names, ()))
+                    yield [
+                        Entry(place, sha, blob, _text(scope))
+                        for sha, (blob, scope) in zip(shas, tokens, strict=True)
+                        if blob
+                    ]
+            case Place.BLOCKS:
+                fields = (await self.load()).fields
+                yield [Entry(place, name, blob) for name, blob in fields.items() if name.startswith(_BLOCKS)]
+            case Place.HOOKS:
+                yield [Entry(place, name, blob) for name, blob in await self.hooks(limit=_AUDIT_CHUNK)]
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Replace a sealed entry if it is still what it was."""
+        hashes = {Place.KEYS: "K", Place.NAMES: "N", Place.BLOCKS: "S"}
+        if entry.place in hashes:
+            script, keys = scripts.RESEAL_FIELD, (hashes[entry.place],)
+            arguments: tuple[Part, ...] = (store_id, entry.name, entry.blob, blob)
+        elif entry.place is Place.HOOKS:
+            script, keys = scripts.RESEAL_HOOK, ("WQ",)
+            arguments = (store_id, entry.name, entry.blob, blob)
+        elif entry.place is Place.OWNERS:
+            script, keys = scripts.RESEAL_STRING, (f"O:{entry.name}",)
+            arguments = (store_id, entry.blob, blob)
+        else:
+            arguments = (store_id, entry.blob, blob)
+            names = ("S", "K", f"R:{entry.name}", f"T:{entry.scope}")
+            return bool(await self._write(scripts.RESEAL_TOKEN, names, arguments, replicated=True))
+        return bool(await self._write(script, ("S", "K", *keys), arguments, replicated=True))
+
     async def add_wraps(self, store_id: bytes, wraps: Mapping[str, bytes]) -> bool:
         """Write ``dk:`` fields to both places if the store is still this one."""
         arguments = (store_id, *_flat(wraps))
@@ -202,7 +272,7 @@ class RedisBackend:
         ]
         if strings:
             commands.insert(3, ("MGET", *(self._tag + name for name in strings)))
-        (reply,) = await self._read_link.talk([Unit(tuple(commands))], until, repeatable=True)
+        reply = await self._vouched(Unit(tuple(commands)), until)
         if isinstance(reply, Exception):
             raise reply
         found_fields = _present(fields, reply[0])
@@ -229,6 +299,41 @@ class RedisBackend:
             )
             for want in wants
         ]
+
+    async def _vouched(self, unit: Unit, until: float) -> Any:  # noqa: ANN401 - any RESP value
+        """Have a unit answered by a node that has lately taken a write on this very connection.
+
+        A primary that was cut off from its replicas goes on answering reads until it learns that it is one
+        no more. With ``min-replicas-to-write`` it refuses writes before that: then what it reads counts for
+        ``BEAT_LIFE_S`` more. The write is a ``DEL`` of nothing: it needs no memory, so a full Redis can still
+        be read, and it changes nothing, so it is not replicated.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            asked_at = loop.time()
+            due = self._beat_on != self._read_link.number or asked_at - self._beat_at >= BEAT_EVERY_S
+            beat = [Unit((("DEL", self._name("beat")),))] if due else []
+            *beats, reply = await self._read_link.talk([*beat, unit], until, repeatable=True)
+            if isinstance(reply, Exception):
+                return reply
+            on = self._read_link.number
+            if due and (not isinstance(beats[0], Exception) or await self._whole(beats[0])):
+                self._beat_at, self._beat_on = asked_at, on
+            elif due and (on != self._beat_on or asked_at - self._beat_at > BEAT_LIFE_S):
+                return beats[0]
+            elif on != self._beat_on:
+                continue  # a new connection, perhaps to another node: it has to show the same
+            return reply
+
+    async def _whole(self, refusal: Exception) -> bool:
+        """Whether a Redis that refuses writes for its own disk's sake is still in touch with its replicas.
+
+        ``MISCONF`` hides whether ``min-replicas-to-write`` would refuse too; INFO tells, where that is set.
+        """
+        if "MISCONF" not in str(refusal):
+            return False
+        found = _info(await self._quietly("INFO", "replication"))
+        return "role" in found and found.get("min_slaves_good_slaves") != "0"
 
     # -- issuing ---------------------------------------------------------------------------------
 
@@ -409,7 +514,7 @@ class RedisBackend:
             arguments = [part for item in items[start : start + _ROWS_PER_SCRIPT] for part in item]
             await self._write(scripts.TOUCH, ("K", "U"), arguments)
 
-    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+    async def write_key(self, args: KeyWriteArgs) -> EndReply:
         """KEY WRITE; with ``kill`` also the end of what was handed to the key."""
         kills = args.kill is not None
         unit = self._unit(
@@ -427,11 +532,11 @@ class RedisBackend:
                 self._max_events,
                 *_event(args.audit),
                 *_optional(args.kill),
+                *args.marks,
             ),
             replicated=True,
         )
-        verdict, *shas = await (self._ends if kills else self._writes).submit(unit)
-        return _text(verdict), _texts(shas[0]) if shas else ()
+        return _end_reply(await (self._ends if kills else self._writes).submit(unit))
 
     async def list_keys(self, *, cursor: str | None, limit: int) -> KeysPage:
         """Return a page of keys in order of creation.
@@ -487,15 +592,23 @@ class RedisBackend:
         )
 
     async def accept(
-        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
-    ) -> str:
+        self,
+        *,
+        store_id: bytes,
+        owner: str,
+        expected_pin: bytes,
+        pin: bytes,
+        audit: Row,
+        marks: tuple[str, ...] = (),
+    ) -> EndReply:
         """Replace an owner's pin, forget its record, end what was issued under the old one."""
-        return await self._verdict(
+        reply = await self._write(
             scripts.ACCEPT,
             ("S", "K", "N", f"O:{owner}", "I", "OI", "A"),
-            (store_id, owner, expected_pin, pin, self._max_events, *_event(audit)),
+            (store_id, owner, expected_pin, pin, self._max_events, *_event(audit), *marks),
             replicated=True,
         )
+        return _end_reply(reply)
 
     async def owner_of(self, installation_id: int) -> str | None:
         """Return the owner whose record has that installation id."""
@@ -530,7 +643,7 @@ class RedisBackend:
             "t": ("token", f"R:{name}"),
         }[what]
         event = ("",) * _EVENT_PARTS if args.audit is None else _event(args.audit)
-        verdict, *rest = await self._ends.submit(
+        reply = await self._ends.submit(
             self._unit(
                 scripts.END,
                 ("S", "K", "A", "X", "XE", "XS", enumerated),
@@ -552,7 +665,7 @@ class RedisBackend:
                 replicated=True,
             )
         )
-        return EndReply(_text(verdict), int(rest[0]), _texts(rest[1])) if rest else EndReply(_text(verdict))
+        return _end_reply(reply)
 
     async def outbox(self, shas: Sequence[str] | None, *, limit: int) -> tuple[OutboxEntry, ...]:
         """Return entries of the outbox, oldest expiry first."""
@@ -684,6 +797,12 @@ def _text(value: bytes | str) -> str:
 
 def _texts(values: Sequence[bytes]) -> tuple[str, ...]:
     return tuple(value.decode() for value in values)
+
+
+def _end_reply(reply: Sequence[Any]) -> EndReply:
+    verdict, *rest = reply
+    epoch = int(rest[0]) if rest else 0
+    return EndReply(_text(verdict), epoch, _texts(rest[1]) if len(rest) > 1 else ())
 
 
 def _seconds(time: Sequence[bytes]) -> float:

@@ -83,7 +83,7 @@ class Unit:
     replicated: bool = False
 
 
-class Place:
+class Primary:
     """Knows where the primary is; shared by the connections of a backend.
 
     Args:
@@ -98,6 +98,7 @@ class Place:
         self._seeds = list(target.addresses)
         self._slot = key_slot(f"{{ghtb:{target.prefix}}}".encode())
         self._address: Address | None = None
+        self._last: Address | None = None
         self._lock = asyncio.Lock()
         self._quiet_until = 0.0
         self._reason = ""
@@ -130,6 +131,10 @@ class Place:
             try:
                 self._address = self._address or await self._find()
                 address = self._address
+                if self._last not in {None, address}:
+                    # The primary is another one now; nobody goes on talking to the old one.
+                    self.generation = generation = generation + 1
+                self._last = address
                 wire = await self._open(address, self.target.username, self._password(), self.target.database)
                 await self._check_role(wire)
             except (RedisError, OSError) as error:
@@ -271,8 +276,10 @@ class Place:
 class Link:
     """One connection; one conversation at a time is its caller's duty (a ``Batcher`` sees to it)."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, primary: Primary) -> None:
+        self._primary = primary
+        self.number = 0
+        """Which connection this is: grows with each new one."""
         self._wire: Wire | None = None
         self._address: Address = ("", 0)
         self._generation = -1
@@ -306,7 +313,7 @@ class Link:
             except StoreUnavailableError as error:
                 return self._give_up(replies, pending, error)
             except (RedisError, OSError) as error:
-                self._place.forget()
+                self._primary.forget()
                 _log.warning("lost Redis %s:%s: %s", *self._address, type(error).__name__)
                 lost += 1
                 if not repeatable or lost > 1:
@@ -348,9 +355,9 @@ class Link:
     def _refused(self, reply: object) -> bool:
         """Whether a node did nothing and another (or the same, later) will."""
         if isinstance(reply, MovedError):
-            self._place.moved((reply.host or self._address[0], reply.port))
+            self._primary.moved((reply.host or self._address[0], reply.port))
         elif isinstance(reply, (ClusterDownError, ReadOnlyError, MasterDownError)):
-            self._place.moved(None)
+            self._primary.moved(None)
         return isinstance(
             reply, (MovedError, TryAgainError, ClusterDownError, ReadOnlyError, MasterDownError)
         )
@@ -362,7 +369,7 @@ class Link:
         if self._wire is not None:
             # An end of file that arrived while we were idle, or a reply that nobody asked for: nothing
             # has been sent yet, so a new connection is safe for every verb.
-            stale = self._generation != self._place.generation
+            stale = self._generation != self._primary.generation
             if not stale:
                 try:
                     stale = await self._wire.can_read()
@@ -371,7 +378,8 @@ class Link:
             if stale:
                 await self._drop()
         if self._wire is None:
-            self._wire, self._address, self._generation = await self._place.dial()
+            self._wire, self._address, self._generation = await self._primary.dial()
+            self.number += 1
 
     async def _drop(self) -> None:
         wire, self._wire = self._wire, None
@@ -391,7 +399,7 @@ class Link:
             raise
 
     async def _exchange(self, wire: Wire, units: Sequence[Unit], until: float) -> list[Any]:
-        replicas = self._place.target.wait
+        replicas = self._primary.target.wait
         confirmed = replicas > 0 and any(unit.replicated for unit in units)
         commands = [command for unit in units for command in unit.commands]
         if confirmed:
@@ -414,7 +422,7 @@ class Link:
     async def _elsewhere(self, unit: Unit, asked: AskError, until: float) -> Any:  # noqa: ANN401 - any RESP value
         """Our slot is on its way to another node: ask there, this once."""
         try:
-            wire = await self._place.at((asked.host or self._address[0], asked.port))
+            wire = await self._primary.at((asked.host or self._address[0], asked.port))
             try:
                 asking = Unit((("ASKING",), *unit.commands), replicated=unit.replicated)
                 return (await self._exchange(wire, [asking], until))[0]

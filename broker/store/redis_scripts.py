@@ -56,6 +56,10 @@ local function differs(value, given, expected)
   return value ~= (given == '1' and expected)
 end
 
+local function mark(S, field, raised, t)
+  redis.call('HSET', S, field, string.format('%d:%d', raised, math.floor(t / 1000)))
+end
+
 local function audit(A, most, at)
   redis.call('XADD', A, 'MAXLEN', '~', most, '*', 'e', ARGV[at], 'k', ARGV[at + 1], 'o', ARGV[at + 2],
     'r', ARGV[at + 3], 'q', ARGV[at + 4], 'b', ARGV[at + 5])
@@ -186,6 +190,71 @@ for i = 2, #ARGV, 2 do
   redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
 end
 return 1
+""")
+
+# KEYS: S K KI. ARGV: found id given, found id, found ! given, found !, id, then field, value …
+MEND: Final = Script("""
+if differs(redis.call('HGET', KEYS[1], 'id'), ARGV[1], ARGV[2]) then return 0 end
+if differs(redis.call('HGET', KEYS[2], '!'), ARGV[3], ARGV[4]) then return 0 end
+local last = redis.call('ZREVRANGE', KEYS[3], 0, 0, 'WITHSCORES')[2]
+redis.call('HSET', KEYS[1], 'id', ARGV[5])
+redis.call('HSET', KEYS[2], '!', ARGV[5])
+for i = 6, #ARGV, 2 do
+  local name, value = ARGV[i], ARGV[i + 1]
+  if string.sub(name, 1, 3) == 'dk:' then
+    redis.call('HSETNX', KEYS[1], name, value)
+    redis.call('HSETNX', KEYS[2], name, value)
+  elseif name ~= 'epoch' or (tonumber(epoch(KEYS[1])) or 0) < tonumber(value) then
+    redis.call('HSET', KEYS[1], name, value)
+  end
+end
+if last then redis.call('HSETNX', KEYS[1], 'seq', last) end
+return 1
+""")
+
+# KEYS: S K, then the hash. ARGV: id, field, old, new.
+RESEAL_FIELD: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('HGET', KEYS[3], ARGV[2]) ~= ARGV[3] then return 0 end
+redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
+return 1
+""")
+
+# KEYS: S K, then the string. ARGV: id, old, new.
+RESEAL_STRING: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('GET', KEYS[3]) ~= ARGV[2] then return 0 end
+redis.call('SET', KEYS[3], ARGV[3], 'KEEPTTL')
+return 1
+""")
+
+# KEYS: S K R T. ARGV: id, old, new.
+RESEAL_TOKEN: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+if redis.call('HGET', KEYS[3], 't') ~= ARGV[2] then return 0 end
+local cached = redis.call('GET', KEYS[4]) == ARGV[2]
+redis.call('HSET', KEYS[3], 't', ARGV[3])
+if cached then redis.call('SET', KEYS[4], ARGV[3], 'KEEPTTL') end
+return 1
+""")
+
+# KEYS: S K WQ. ARGV: id, place, old, new. An entry of a stream cannot change: a new one takes its part.
+RESEAL_HOOK: Final = Script("""
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return 0 end
+local found = redis.call('XRANGE', KEYS[3], ARGV[2], ARGV[2])[1]
+if not found or found[2][2] ~= ARGV[3] then return 0 end
+redis.call('XADD', KEYS[3], '*', 'b', ARGV[4])
+return redis.call('XDEL', KEYS[3], ARGV[2])
+""")
+
+# KEYS: R of each.
+TOKENS: Final = Script("""
+local rows = {}
+for i = 1, #KEYS do
+  local found = redis.call('HMGET', KEYS[i], 't', 's')
+  rows[i] = {found[1] or '', found[2] or ''}
+end
+return rows
 """)
 
 DROP_WRAPS: Final = Script("""
@@ -322,15 +391,15 @@ return 1
 """)
 
 # KEYS: S K KI KP A KT X XE XS. ARGV: id, key id, old given, old, blob, purge given, purge ms, narrows,
-# most events, event (6), kill, note. Compares the whole old record: a change that crosses a revocation loses.
+# most events, event (6), kill, note, marks … Compares the whole old record: a change that crosses a
+# revocation loses.
 WRITE_KEY: Final = Script(
     _ENDING,
     """
 if lost(KEYS[1], KEYS[2], ARGV[1]) then return {'lost'} end
 if differs(redis.call('HGET', KEYS[2], ARGV[2]), ARGV[3], ARGV[4]) then return {'changed'} end
-local tokens, shas, expiries = {}, {}, {}
+local tokens, shas, expiries, t = {}, {}, {}, now()
 if ARGV[16] == '1' then
-  local t = now()
   local tag = string.sub(KEYS[1], 1, -2)
   for _, sha in ipairs((living(KEYS[6], t))) do
     local token = doomed(tag, sha, t)
@@ -349,10 +418,11 @@ if ARGV[6] == '1' then
 else
   redis.call('ZREM', KEYS[4], ARGV[2])
 end
-if ARGV[8] == '1' then redis.call('HINCRBY', KEYS[1], 'epoch', 1) end
+local raised = redis.call('HINCRBY', KEYS[1], 'epoch', ARGV[8])
+for at = 18, #ARGV do mark(KEYS[1], ARGV[at], raised, t) end
 for _, token in ipairs(tokens) do stop(token) end
 enqueue(KEYS[7], KEYS[8], KEYS[9], shas, expiries, '', ARGV[17])
-return {'ok', shas}
+return {'ok', raised, shas}
 """,
 )
 
@@ -386,8 +456,7 @@ elseif ARGV[4] == 'token' then
 end
 if ARGV[9] == '1' then audit(KEYS[3], ARGV[8], 10) end
 local raised = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-local mark = string.format('%d:%d', raised, math.floor(t / 1000))
-for at = 17, last_mark do redis.call('HSET', KEYS[1], ARGV[at], mark) end
+for at = 17, last_mark do mark(KEYS[1], ARGV[at], raised, t) end
 for at = last_mark + 1, #ARGV, 3 do
   if ARGV[at + 1] == '1' then
     redis.call('HSET', KEYS[1], ARGV[at], ARGV[at + 2])
@@ -518,20 +587,22 @@ return 'ok'
 """,
 )
 
-# KEYS: S K N O I OI A. ARGV: id, owner, old pin, pin, most events, event.
+# KEYS: S K N O I OI A. ARGV: id, owner, old pin, pin, most events, event (6), marks …
 ACCEPT: Final = Script(
     _OWNERS,
     """
-if lost(KEYS[1], KEYS[2], ARGV[1]) then return 'lost' end
-if redis.call('HGET', KEYS[3], ARGV[2]) ~= ARGV[3] then return 'changed' end
+if lost(KEYS[1], KEYS[2], ARGV[1]) then return {'lost'} end
+if redis.call('HGET', KEYS[3], ARGV[2]) ~= ARGV[3] then return {'changed'} end
 if not tonumber(epoch(KEYS[1])) then return redis.error_reply('ERR epoch is not a number') end
 audit(KEYS[7], ARGV[5], 6)
 local raised = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-redis.call('HSET', KEYS[1], 'm:o:' .. ARGV[2], string.format('%d:%d', raised, math.floor(now() / 1000)))
+local t = now()
+mark(KEYS[1], 'm:o:' .. ARGV[2], raised, t)
+for at = 12, #ARGV do mark(KEYS[1], ARGV[at], raised, t) end
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
 redis.call('DEL', KEYS[4])
 forget(KEYS[5], KEYS[6], ARGV[2])
-return 'ok'
+return {'ok', raised}
 """,
 )
 

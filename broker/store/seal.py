@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 VERSION: Final = 1
 WRAP_PREFIX: Final = "dk:"
+ADOPT_PREFIX: Final = "adopt:"
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _HEADER_BYTES: Final = 3
@@ -86,6 +87,31 @@ class KeyEncryptionKey:
         except (InvalidTag, ValueError) as error:
             raise SealError("a data key's wrap does not open") from error
 
+    def adopt(self, store_id: bytes, at: float) -> bytes:
+        """Return proof that whoever has this key adopted the store at ``at`` (Unix seconds, store time)."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._adopting().encrypt(nonce, repr(at).encode(), b"adopt|" + store_id)
+
+    def adopted_at(self, proof: bytes, store_id: bytes) -> float:
+        """Return when the store was adopted.
+
+        Raises:
+            SealError: not made with this key, or for another store.
+        """
+        try:
+            plain = self._adopting().decrypt(proof[:_NONCE_BYTES], proof[_NONCE_BYTES:], b"adopt|" + store_id)
+            return float(plain)
+        except (InvalidTag, ValueError) as error:
+            raise SealError("an adoption was not made with our key, or is another store's") from error
+
+    def _adopting(self) -> AESGCM:
+        return AESGCM(_derive(self.secret, "github-token-broker adopt v1"))
+
+    @property
+    def adoption(self) -> str:
+        """Return the name under which the store keeps the adoption that this key proves."""
+        return f"{ADOPT_PREFIX}{self.fingerprint}"
+
     def field(self, number: int) -> str:
         """Return the name under which the store keeps this wrap."""
         return f"{WRAP_PREFIX}{number}:{self.fingerprint}"
@@ -127,6 +153,19 @@ class Sealer:
             for number, key in data_keys.items()
             for kind in Kind
         }
+
+    def lacks(self, blobs: Iterable[bytes]) -> bool:
+        """Return whether one of ``blobs`` says that a data key sealed it which is not among ours."""
+        return any(
+            len(blob) >= _HEADER_BYTES
+            and blob[0] == VERSION
+            and (int.from_bytes(blob[1:_HEADER_BYTES], "big"), Kind.KEY) not in self._ciphers
+            for blob in blobs
+        )
+
+    def newest(self, blob: bytes) -> bool:
+        """Return whether ``blob`` says that the newest data key sealed it."""
+        return blob[:_HEADER_BYTES] == bytes((VERSION,)) + self._current.to_bytes(2, "big")
 
     def seal(self, kind: Kind, identity: str, plain: bytes) -> bytes:
         """Return ``plain`` sealed as the entry ``identity`` of ``kind``."""

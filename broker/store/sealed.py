@@ -13,7 +13,7 @@ import json
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from broker.errors import (
     OvertakenError,
     StoreError,
     StoreLostError,
+    StoreRegressedError,
     StoreUnavailableError,
 )
 from broker.model import (
@@ -68,14 +69,17 @@ from broker.store.backend import (
     Backend,
     CommitArgs,
     EndArgs,
+    EndReply,
     KeyWriteArgs,
     OutboxEntry,
     OwnerArgs,
     Row,
+    State,
     View,
     Want,
     epoch_of,
 )
+from broker.store.memory import REMEMBERED_S, EndWritten, KeyWritten, Memory, OwnerAccepted, What
 from broker.store.seal import (
     WRAP_PREFIX,
     KeyEncryptionKey,
@@ -86,7 +90,7 @@ from broker.store.seal import (
     open_data_keys,
     wrap_numbers,
 )
-from broker.wording import audit_body
+from broker.wording import MAX_TEXT, audit_body
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +99,15 @@ KEY_AFTERLIFE_S: Final = 30 * 86400
 _HEAL_EVERY_S: Final = 1.0
 _VERSIONS_REMEMBERED: Final = 20_000
 _PIN_ATTEMPTS: Final = 3
+_ADOPTION_SLACK_S: Final = 300.0
+"""So far apart may the clocks of two stores be."""
+DATA_KEYS: Final = "data_keys"
+"""The field that says which data keys there are, so that every read notices a change; itself not sealed."""
+MENDED: Final = "mended"
+"""The field that tells every process that one of them found the store gone back."""
+_OTHERS_MEND_S: Final = 3.0
+_OF_ADMINS: Final = frozenset({EndKind.REVOKE, EndKind.BLOCK, EndKind.UNBLOCK})
+"""Endings that are acknowledged to somebody; the others only make the broker look again."""
 
 
 class SealedStore:
@@ -110,11 +123,18 @@ class SealedStore:
         self._keks = tuple(keks)
         self._sealer: Sealer | None = None
         self._store_id: bytes | None = None
-        self._highest_epoch = 0
-        self._highest_at = 0.0
+        self._me = f"w:{secrets.token_hex(8)}"
+        self._memory = Memory()
         self._versions: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._adopted_at = 0.0
+        self._data_keys: bytes | None = None
+        self._mended: bytes | None = None
+        self._quiet_until = 0.0
+        self._warned = False
+        self._renewed_at = -_HEAL_EVERY_S
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
+        self._renewing = asyncio.Lock()
         self._forgetting: set[asyncio.Task[None]] = set()
         self._read_now = 0.0
         self._read_at = 0.0
@@ -141,11 +161,37 @@ class SealedStore:
     async def _keep_attached(self) -> None:
         while True:
             await asyncio.sleep(_HEAL_EVERY_S)
-            with contextlib.suppress(StoreError):
-                if self._sealer is None or self.health is not StoreHealth.OK:
+            try:
+                if self._sealer is None or self.health in {StoreHealth.DOWN, StoreHealth.LOST}:
                     await self._attach()
-                elif asyncio.get_running_loop().time() - self._read_at > _HEAL_EVERY_S:
-                    await self.read(ReadQuery())  # nobody asks, but the probes want to know
+                else:
+                    await self._look()
+            except StoreError:
+                pass  # told already, by whoever detached
+            except Exception:  # noqa: BLE001 - the next look may find it well
+                _log.exception("looking after the store failed")
+
+    async def _look(self) -> None:
+        """See what nobody asks for: whether the store is there, takes writes, and was adopted."""
+        store_id, _ = self._attached()
+        view, _, _ = await self._view(fields=tuple(kek.adoption for kek in self._keks))
+        adopted_at = self._adoption(view.fields, store_id)
+        if adopted_at is not None:
+            self._adopt(adopted_at)
+        if not self._warned:
+            for warning in await self._backend.warnings():
+                _log.warning("%s", warning)
+            self._warned = True
+        try:
+            await self._backend.probe()
+        except StoreUnavailableError as error:
+            if self.health is StoreHealth.OK:
+                _log.error("store takes no writes", extra={"cause": str(error)})
+                self.health = StoreHealth.READ_ONLY
+        else:
+            if self.health is StoreHealth.READ_ONLY:
+                _log.info("store takes writes again")
+                self.health = StoreHealth.OK
 
     async def _attach(self) -> None:
         """See whether this is our store, open its data keys, leave wraps for every configured KEK.
@@ -162,33 +208,33 @@ class SealedStore:
                 if not state.fields and state.keys_id is None and not state.holds_keys:
                     await self._create()
                     state = await self._backend.load()
-                store_id = state.fields.get("id")
-                if store_id is None or state.keys_id != store_id:
+                store_id = identity(state)
+                adopted_at = self._adoption(state.fields, store_id)
+                if self._store_id not in {None, store_id} and adopted_at is None:
                     raise StoreLostError(
-                        "the store has lost its identity or its keys (flushed, evicted, half restored?); "
-                        "restore it from a backup"
+                        "this is another store than the one this process has seen; if that is meant, run "
+                        "`broker store adopt`"
                     )
+                data_keys = open_all(state, store_id, self._keks)
+                sealer = Sealer(store_id, data_keys)
                 if self._store_id not in {None, store_id}:
-                    raise StoreLostError("this is another store than the one this process has seen")
-                self._check_epoch(int(state.fields.get("epoch", b"0")), asked_at)
-                wraps = {**state.key_wraps, **state.fields}
-                try:
-                    data_keys = open_data_keys((state.fields, state.key_wraps), store_id, self._keks)
-                except SealError as error:
-                    raise StoreLostError(f"no configured key opens the store: {error}") from error
-                missing = {
-                    kek.field(number): kek.wrap(number, data_keys[number], store_id)
-                    for number in wrap_numbers(wraps)
-                    for kek in self._keks
-                    if kek.field(number) not in state.fields or kek.field(number) not in state.key_wraps
-                }
-                if missing and not await self._backend.add_wraps(store_id, missing):
-                    raise StoreLostError("the store changed its identity while it was opened")
+                    self._memory = Memory()
+                await self._settle_past(state, store_id, sealer, asked_at, adopted=adopted_at is not None)
+                if self._store_id == store_id and state.fields.get(MENDED) not in {None, self._mended}:
+                    self._wait_for_others(state.fields[MENDED])
+                if asyncio.get_running_loop().time() < self._quiet_until:
+                    raise StoreRegressedError("the store went back; other brokers mend what they know of it")
+                await self._share_wraps(state, store_id, data_keys)
+                if adopted_at is not None:
+                    self._adopt(adopted_at)
             except StoreError as error:
                 self._detach(error)
                 raise
+            if self._store_id != store_id:
+                self._mended = state.fields.get(MENDED)
             self._store_id = store_id
-            self._sealer = Sealer(store_id, data_keys)
+            self._sealer = sealer
+            self._data_keys = state.fields.get(DATA_KEYS)
             if self.health is not StoreHealth.OK:
                 _log.info("store attached", extra={"store_id": store_id.decode("ascii", "replace")})
             self.health = StoreHealth.OK
@@ -197,25 +243,141 @@ class SealedStore:
     async def _create(self) -> None:
         if self._store_id is not None:
             raise StoreLostError(
-                "the store is empty, but this process has seen it with data; restore it, or restart the "
-                "broker to begin anew without keys"
+                "the store is empty, but this process has seen it with data; restore it, or begin anew "
+                "without keys: `broker store adopt --begin-anew`"
             )
-        store_id = secrets.token_hex(16).encode()
-        data_key = new_data_key()
-        wraps = {kek.field(1): kek.wrap(1, data_key, store_id) for kek in self._keks}
-        if await self._backend.initialise(
-            {"id": store_id, "schema": SCHEMA, "epoch": b"1", "gh_offset": b"0", **wraps}
-        ):
-            _log.info("store created", extra={"store_id": store_id.decode()})
+        await create(self._backend, self._keks)
 
-    def _check_epoch(self, epoch: int, asked_at: float) -> None:
-        """Notice a store that went back; a read that was overtaken by another has merely seen less."""
-        if epoch > self._highest_epoch:
-            self._highest_epoch, self._highest_at = epoch, asyncio.get_running_loop().time()
-        elif epoch < self._highest_epoch and asked_at > self._highest_at:
-            raise StoreLostError(
-                f"the store went back from epoch {self._highest_epoch} to {epoch} (an older copy?)"
+    async def _share_wraps(self, state: State, store_id: bytes, data_keys: Mapping[int, bytes]) -> None:
+        """Leave a wrap of every data key for every configured KEK, in both places."""
+        missing = {
+            kek.field(number): kek.wrap(number, data_key, store_id)
+            for number, data_key in data_keys.items()
+            for kek in self._keks
+            if kek.field(number) not in state.fields or kek.field(number) not in state.key_wraps
+        }
+        if missing and not await self._backend.add_wraps(store_id, missing):
+            raise StoreLostError("the store changed its identity while it was opened")
+
+    # -- a store that went back, or was adopted --------------------------------------------------
+
+    def _adoption(self, fields: Mapping[str, bytes], store_id: bytes) -> float | None:
+        """Return when an operator adopted the store, if that is news to this process.
+
+        Who can write to the store could put back an old copy with an old adoption in it. So one counts only
+        if it was made after the one that this process knows, and about when it last read the store or later.
+        """
+        found = 0.0
+        for kek in self._keks:
+            with contextlib.suppress(KeyError, SealError):
+                found = max(found, kek.adopted_at(fields[kek.adoption], store_id))
+        if self._store_id is None:
+            self._adopted_at = max(self._adopted_at, found)  # a fresh process takes the store as it is
+        news = found > self._adopted_at and found > self._read_now - _ADOPTION_SLACK_S
+        return found if news else None
+
+    def _adopt(self, adopted_at: float) -> None:
+        """Believe what the store holds, also where it is older than what this process has seen."""
+        self._adopted_at = adopted_at
+        self._versions.clear()
+        _log.warning("store adopted by an operator", extra={"adopted_at": adopted_at})
+
+    async def _settle_past(
+        self, state: State, store_id: bytes, sealer: Sealer, asked_at: float, *, adopted: bool
+    ) -> None:
+        """Write again what the store has lost of what this process acknowledged.
+
+        Raises:
+            StoreRegressedError: more is gone than this process could know of, and nobody adopted it.
+        """
+        epoch, witness = _epoch(state), epoch_of(state.fields.get(self._me, b"0"))
+        now = asyncio.get_running_loop().time()
+        if self._memory.went_back(epoch, witness, asked_at) and not (
+            adopted or self._memory.covers(epoch, now)
+        ):
+            raise StoreRegressedError(
+                f"the store went back from epoch {self._memory.highest} to {epoch}, by more than "
+                f"{REMEMBERED_S / 60:.0f} minutes (an old backup?): what was revoked since lives again in "
+                "it. Restore a newer one, or accept it as it is with `broker store adopt`"
             )
+        missing = self._memory.missing(witness, asked_at)
+        if not missing and epoch >= self._memory.highest:
+            self._memory.saw(epoch, now)
+            return
+        # First the epoch: what is written again must be above all that was handed out or minted before.
+        least = self._memory.highest + 1
+        mended = secrets.token_hex(8).encode()
+        fields = {"epoch": b"%d" % least, MENDED: mended}
+        if not await self._backend.mend((store_id, store_id), store_id, fields):
+            raise StoreLostError("the store changed its identity while it was repaired")
+        self._wait_for_others(mended)
+        for decision in missing:
+            written = await self._write_again(decision.what, store_id, sealer)
+            self._memory.written_again(decision, written, asyncio.get_running_loop().time())
+        _log.critical(
+            "the store had lost what was acknowledged; written again",
+            extra={
+                "from_epoch": self._memory.highest,
+                "to_epoch": epoch,
+                "written_again": [str(one.what) for one in missing],
+            },
+        )
+        self._memory.saw(least, asyncio.get_running_loop().time())
+
+    def _wait_for_others(self, mended: bytes | None) -> None:
+        """Serve nobody for some seconds: other processes have to write again what they acknowledged."""
+        self._mended = mended
+        self._quiet_until = asyncio.get_running_loop().time() + _OTHERS_MEND_S
+
+    async def _write_again(self, what: What, store_id: bytes, sealer: Sealer) -> int:
+        """Return the epoch with which a lost decision is in the store again; 0 if it needs no writing."""
+        match what:
+            case KeyWritten():
+                return await self._key_again(what, store_id, sealer)
+            case EndWritten():
+                again = replace(what, event=None if what.event is None else _again(what.event))
+                return self._decided(await self._backend.end(self._end_args(again, store_id, sealer)))
+            case OwnerAccepted():
+                pinned = await self._backend.pin(what.owner)
+                if pinned is None or _account(sealer, what.owner, pinned) == what.account_id:
+                    return 0
+                reply = await self._backend.accept(
+                    store_id=store_id,
+                    owner=what.owner,
+                    expected_pin=pinned,
+                    pin=_pin(sealer, what.owner, what.account_id),
+                    audit=audit_row(_again(what.event)),
+                    marks=(self._me,),
+                )
+                return self._decided(reply)
+
+    async def _key_again(self, what: KeyWritten, store_id: bytes, sealer: Sealer) -> int:
+        for _ in range(_PIN_ATTEMPTS):
+            blob = (await self._backend.read(Want(keys=(what.record.id,)))).keys.get(what.record.id)
+            if blob is not None and _open_key(sealer, what.record.id, blob).version >= what.record.version:
+                return 0
+            reply = await self._backend.write_key(
+                self._key_args(replace(what, event=_again(what.event)), blob, store_id, sealer)
+            )
+            if reply.verdict != "changed":
+                return self._decided(reply)
+        raise StoreUnavailableError("a key's record kept changing while it was written again")
+
+    def _decided(self, reply: EndReply) -> int:
+        if reply.verdict == "lost":
+            raise self._lost()
+        return reply.epoch
+
+    def _check_past(self, view: View, asked_at: float) -> None:
+        """Notice a store that went back; a read that was overtaken by another has merely seen less."""
+        if self._memory.went_back(view.epoch, epoch_of(view.fields.get(self._me, b"0")), asked_at):
+            raise StoreRegressedError(
+                f"the store went back (an older copy, a failover?): it is at epoch {view.epoch}, and lacks "
+                f"what was known to be written at epoch {self._memory.highest}"
+            )
+        if view.fields.get(MENDED) not in {None, self._mended}:
+            raise StoreRegressedError("another broker found that the store went back")
+        self._memory.saw(view.epoch, asyncio.get_running_loop().time())
 
     def _detach(self, error: StoreError) -> None:
         health = StoreHealth.LOST if isinstance(error, StoreLostError) else StoreHealth.DOWN
@@ -335,13 +497,24 @@ class SealedStore:
 
     async def read(self, query: ReadQuery) -> Snapshot:
         """READ."""
-        store_id, sealer = self._attached()
         reach = _Reach.of(query.scope) if query.scope else None
-        want = Want(
+        view, asked_at, sealer = await self._view(
             fields=reach.fields if reach else (),
             keys=(query.key_id,) if query.key_id else (),
             strings=reach.strings if reach else (),
         )
+        return _Read(self, view, query, reach=reach, sealer=sealer, asked_at=asked_at)
+
+    async def _view(
+        self, *, fields: tuple[str, ...], keys: tuple[str, ...] = (), strings: tuple[str, ...] = ()
+    ) -> tuple[View, float, Sealer]:
+        """Read once, from the store that this process knows; return when it was asked for, and what opens it.
+
+        Raises:
+            StoreError: there is no answer, or it is not that store.
+        """
+        store_id, sealer = self._attached()
+        want = Want((*fields, self._me, DATA_KEYS, MENDED), keys, strings)
         asked_at = asyncio.get_running_loop().time()
         try:
             view = await self._backend.read(want)
@@ -351,13 +524,32 @@ class SealedStore:
         if view.store_id != store_id or view.keys_id != store_id:
             raise self._lost()
         try:
-            self._check_epoch(view.epoch, asked_at)
+            self._check_past(view, asked_at)
         except StoreLostError as error:
             self._detach(error)
             raise
-        self.health = StoreHealth.OK
+        if self.health is not StoreHealth.READ_ONLY:
+            self.health = StoreHealth.OK
         self._read_now, self._read_at = view.now, asyncio.get_running_loop().time()
-        return _Read(self, view, query, reach=reach, sealer=sealer, asked_at=asked_at)
+        if view.fields.get(DATA_KEYS) != self._data_keys:
+            sealer = await self._renewed(sealer, at_once=True)
+        sealed = (blob for name, blob in view.strings.items() if not name.startswith("F:"))
+        return view, asked_at, await self._opener(sealer, (*view.keys.values(), *sealed))
+
+    async def _opener(self, sealer: Sealer, blobs: Iterable[bytes]) -> Sealer:
+        """Return what opens ``blobs``: somebody may have made a new data key meanwhile."""
+        return await self._renewed(sealer, at_once=False) if sealer.lacks(blobs) else sealer
+
+    async def _renewed(self, sealer: Sealer, *, at_once: bool) -> Sealer:
+        """Return a sealer with the data keys that the store has now; looks for them once a second at most."""
+        async with self._renewing:
+            if self._sealer is sealer:
+                now = asyncio.get_running_loop().time()
+                if not at_once and now - self._renewed_at < _HEAL_EVERY_S:
+                    return sealer
+                self._renewed_at = now
+                await self._attach()
+            return self._attached()[1]
 
     def remember_version(self, record: ApiKeyRecord, asked_at: float) -> None:
         """Refuse a record older than one this process has seen: somebody put it back.
@@ -390,7 +582,7 @@ class SealedStore:
             epoch=epoch,
             sha=token.sha256,
             key_id=event.key_id or "",
-            audit=_row(event),
+            audit=audit_row(event),
         )
         if verdict == "lost":
             raise self._lost()
@@ -475,7 +667,7 @@ class SealedStore:
             sha=token.sha256,
             expires_at=token.expires_at - gh_offset,
             gh_offset=gh_offset if moved else None,
-            audit=_row(event),
+            audit=audit_row(event),
         )
         try:
             verdict = await self._backend.commit(args)
@@ -550,13 +742,10 @@ class SealedStore:
             pinned = await self._backend.pin(owner)
             pin, foreign = pinned, False
             if pinned is None:
-                pin = sealer.seal(Kind.NAME, owner, _dump({"account_id": installation.account_id}))
+                pin = _pin(sealer, owner, installation.account_id)
             else:
-                try:
-                    first = json.loads(sealer.open(Kind.NAME, owner, pinned))["account_id"]
-                except SealError as error:
-                    raise StoreLostError(f"the pinned account of an owner does not open: {error}") from error
-                foreign = first != installation.account_id
+                sealer = await self._opener(sealer, (pinned,))
+                foreign = _account(sealer, owner, pinned) != installation.account_id
             known_foreign = foreign and await self._is_foreign(owner, installation.account_id)
             kept = replace(installation, foreign=foreign)
             args = OwnerArgs(
@@ -616,7 +805,7 @@ class SealedStore:
 
     async def create_key(self, record: ApiKeyRecord, event: AuditEvent) -> None:
         """KEY WRITE: add."""
-        if await self._write_key(None, record, event, narrows=False, kill=None) is None:
+        if await self._write_key(None, KeyWritten(record, event, None)) is None:
             raise StoreUnavailableError("a key of that id exists; create it again")
 
     async def write_key(
@@ -630,40 +819,38 @@ class SealedStore:
     ) -> tuple[str, ...] | None:
         """KEY WRITE: compare-and-set."""
         after = replace(after, version=before.record.version + 1)
-        note = _note(event.reason or "", f"key {after.id} revoked", event.request_id) if kill else None
-        return await self._write_key(before.version, after, event, narrows=narrows, kill=note)
+        note = outbox_note(event.reason or "", f"key {after.id} revoked", event.request_id) if kill else None
+        del narrows  # every decision raises the epoch: that is how a store that lost one is found out
+        return await self._write_key(before.version, KeyWritten(after, event, note))
 
-    async def _write_key(
-        self,
-        expected: bytes | None,
-        record: ApiKeyRecord,
-        event: AuditEvent,
-        *,
-        narrows: bool,
-        kill: bytes | None,
-    ) -> tuple[str, ...] | None:
+    async def _write_key(self, expected: bytes | None, what: KeyWritten) -> tuple[str, ...] | None:
         store_id, sealer = await self._ready()
-        ends = [at for at in (record.expires_at, record.revoked_at) if at is not None]
-        verdict, shas = await self._backend.write_key(
-            KeyWriteArgs(
-                store_id=store_id,
-                key_id=record.id,
-                expected=expected,
-                blob=sealer.seal(Kind.KEY, record.id, _dump(asdict(record))),
-                purge_at=min(ends) + KEY_AFTERLIFE_S if ends else None,
-                narrows=narrows,
-                audit=_row(event),
-                kill=kill,
-            )
-        )
-        if verdict == "lost":
-            raise self._lost()
-        if verdict != "ok":
+        reply = await self._backend.write_key(self._key_args(what, expected, store_id, sealer))
+        self._decided(reply)
+        if reply.verdict != "ok":
             return None
-        self.remember_version(
-            record, asyncio.get_running_loop().time()
-        )  # whoever wrote the newer one knows that the older is old
-        return shas
+        now = asyncio.get_running_loop().time()
+        self._memory.acknowledged(what, reply.epoch, now)
+        # Whoever wrote the newer one knows that the older is old.
+        self.remember_version(what.record, now)
+        return reply.shas
+
+    def _key_args(
+        self, what: KeyWritten, expected: bytes | None, store_id: bytes, sealer: Sealer
+    ) -> KeyWriteArgs:
+        record = what.record
+        ends = [at for at in (record.expires_at, record.revoked_at) if at is not None]
+        return KeyWriteArgs(
+            store_id=store_id,
+            key_id=record.id,
+            expected=expected,
+            blob=sealer.seal(Kind.KEY, record.id, _dump(asdict(record))),
+            purge_at=min(ends) + KEY_AFTERLIFE_S if ends else None,
+            narrows=True,
+            audit=audit_row(what.event),
+            kill=what.kill,
+            marks=(self._me,),
+        )
 
     async def find_key(self, key_id: str) -> KeyEntry | None:
         """Return one key."""
@@ -683,6 +870,7 @@ class SealedStore:
         """Return keys in order of creation."""
         _, sealer = await self._ready()
         page = await self._backend.list_keys(cursor=cursor, limit=limit)
+        sealer = await self._opener(sealer, (blob for _, blob, _ in page.rows))
         entries = tuple(
             KeyEntry(_open_key(sealer, key_id, blob), blob, used) for key_id, blob, used in page.rows
         )
@@ -702,35 +890,41 @@ class SealedStore:
     ) -> Ended:
         """END."""
         store_id, sealer = await self._ready()
+        what = EndWritten(kind, target, event, by, reason, installation_id, self.now())
+        reply = await self._backend.end(self._end_args(what, store_id, sealer))
+        self._decided(reply)
+        if reply.verdict == "ok" and kind in _OF_ADMINS:
+            self._memory.acknowledged(what, reply.epoch, asyncio.get_running_loop().time())
+        return Ended(reply.verdict == "ok", reply.shas)
+
+    def _end_args(self, what: EndWritten, store_id: bytes, sealer: Sealer) -> EndArgs:
+        kind, target = what.kind, what.target
         kills = kind in {EndKind.REVOKE, EndKind.BLOCK}
         blocks: dict[str, bytes | None] = {}
         block = _block_field(target)
         if kind is EndKind.BLOCK:
-            body = {"by": by, "reason": reason, "at": self.now()}
+            body = {"by": what.by, "reason": what.reason, "at": what.at}
             blocks[block] = sealer.seal(Kind.BLOCK, block, _dump(body))
         elif kind is EndKind.UNBLOCK:
             blocks[block] = None
-        reply = await self._backend.end(
-            EndArgs(
-                store_id=store_id,
-                marks=_end_marks(kind, target),
-                blocks=blocks,
-                wide=f"b:w:{target.owner}" if blocks and target.kind is TargetKind.REPOSITORY else "",
-                must_exist=block if kind is EndKind.UNBLOCK else "",
-                reach="" if not kills else "all" if installation_id else _end_reach(target),
-                only=_end_only(target, installation_id),
-                note=_note(by, reason, event.request_id if event else None),
-                audit=_row(event) if event else None,
-            )
+        return EndArgs(
+            store_id=store_id,
+            marks=(*_end_marks(kind, target), *((self._me,) if kind in _OF_ADMINS else ())),
+            blocks=blocks,
+            wide=f"b:w:{target.owner}" if blocks and target.kind is TargetKind.REPOSITORY else "",
+            must_exist=block if kind is EndKind.UNBLOCK else "",
+            reach="" if not kills else "all" if what.installation_id else _end_reach(target),
+            only=_end_only(target, what.installation_id),
+            note=outbox_note(what.by, what.reason, what.event.request_id if what.event else None),
+            audit=audit_row(what.event) if what.event else None,
         )
-        if reply.verdict == "lost":
-            raise self._lost()
-        return Ended(reply.verdict == "ok", reply.shas)
 
     async def doomed(self, shas: Sequence[str] | None, *, limit: int) -> Sequence[Doomed]:
         """Return tokens to revoke at GitHub."""
         _, sealer = self._attached()
-        return [self._doomed(sealer, entry) for entry in await self._backend.outbox(shas, limit=limit)]
+        entries = await self._backend.outbox(shas, limit=limit)
+        sealer = await self._opener(sealer, (one.blob for one in entries if one.blob is not None))
+        return [self._doomed(sealer, entry) for entry in entries]
 
     def _doomed(self, sealer: Sealer, entry: OutboxEntry) -> Doomed:
         token = None
@@ -759,7 +953,8 @@ class SealedStore:
         """Take tokens out of the outbox."""
         store_id, _ = self._attached()
         return await self._backend.settle(
-            store_id, [(one.sha256, one.only, None if event is None else _row(event)) for one, event in done]
+            store_id,
+            [(one.sha256, one.only, None if event is None else audit_row(event)) for one, event in done],
         )
 
     async def blocks(self) -> Sequence[BlockEntry]:
@@ -798,7 +993,9 @@ class SealedStore:
     async def hooks(self, *, limit: int) -> Sequence[tuple[str, HookWork | None]]:
         """Return queued work."""
         _, sealer = self._attached()
-        return [(place, _open_hook(sealer, blob)) for place, blob in await self._backend.hooks(limit=limit)]
+        found = await self._backend.hooks(limit=limit)
+        sealer = await self._opener(sealer, (stored.partition(b"|")[2] for _, stored in found))
+        return [(place, _open_hook(sealer, stored)) for place, stored in found]
 
     async def hooks_done(self, places: Sequence[str]) -> None:
         """Take work out of the queue."""
@@ -816,6 +1013,7 @@ class SealedStore:
         """Return known owners."""
         _, sealer = await self._ready()
         rows, more = await self._backend.owners(cursor=cursor, limit=limit)
+        sealer = await self._opener(sealer, (row.blob for row in rows))
         entries = []
         for row in rows:
             try:
@@ -835,20 +1033,27 @@ class SealedStore:
         pinned = await self._backend.pin(owner)
         if known is None or not known.foreign or pinned is None:
             return None
-        pin = sealer.seal(Kind.NAME, owner, _dump({"account_id": known.account_id}))
-        verdict = await self._backend.accept(
-            store_id=store_id, owner=owner, expected_pin=pinned, pin=pin, audit=_row(event)
+        reply = await self._backend.accept(
+            store_id=store_id,
+            owner=owner,
+            expected_pin=pinned,
+            pin=_pin(sealer, owner, known.account_id),
+            audit=audit_row(event),
+            marks=(self._me,),
         )
-        if verdict == "lost":
-            raise self._lost()
-        return known if verdict == "ok" else None
+        self._decided(reply)
+        if reply.verdict != "ok":
+            return None
+        what = OwnerAccepted(owner, known.account_id, event)
+        self._memory.acknowledged(what, reply.epoch, asyncio.get_running_loop().time())
+        return known
 
     # -- audit -----------------------------------------------------------------------------------
 
     async def record(self, events: Sequence[AuditEvent]) -> None:
         """Append audit events."""
         store_id, _ = self._attached()
-        if events and not await self._backend.append(store_id, [_row(event) for event in events]):
+        if events and not await self._backend.append(store_id, [audit_row(event) for event in events]):
             raise self._lost()
 
     async def audit(self, wanted: AuditFilter, *, cursor: str | None, limit: int) -> Page[AuditRow]:
@@ -869,6 +1074,88 @@ class SealedStore:
         )
         rows = tuple(AuditRow(row.id, row.time, json.loads(row.body)) for row in page.rows)
         return Page(rows, page.cursor)
+
+
+async def create(backend: Backend, keks: Sequence[KeyEncryptionKey]) -> bool:
+    """Make a new store where there is nothing; return whether it was this call that made it."""
+    store_id = secrets.token_hex(16).encode()
+    data_key = new_data_key()
+    wraps = {kek.field(1): kek.wrap(1, data_key, store_id) for kek in keks}
+    state = {"id": store_id, "schema": SCHEMA, "epoch": b"1", "gh_offset": b"0", DATA_KEYS: b"1", **wraps}
+    made = await backend.initialise(state)
+    if made:
+        _log.info("store created", extra={"store_id": store_id.decode()})
+    return made
+
+
+def identity(state: State) -> bytes:
+    """Return the store's id.
+
+    Raises:
+        StoreLostError: it is not the same in both places.
+    """
+    store_id = state.fields.get("id")
+    if store_id is None or state.keys_id != store_id:
+        raise StoreLostError(
+            "the store has lost its identity or its keys (flushed, evicted, half restored?); restore it from "
+            "a backup, or see what is left with `broker store adopt`"
+        )
+    check_schema(state)
+    return store_id
+
+
+def check_schema(state: State) -> None:
+    """Leave a store alone that a later broker wrote.
+
+    Raises:
+        StoreLostError: its schema is not the one known here.
+    """
+    schema = state.fields.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise StoreLostError(
+            f"the store has schema {schema.decode('ascii', 'replace')}; this broker knows {SCHEMA.decode()}"
+        )
+
+
+def _epoch(state: State) -> int:
+    try:
+        return int(state.fields.get("epoch", b"0"))
+    except ValueError:
+        raise StoreLostError("the store's epoch is not a number") from None
+
+
+def open_all(state: State, store_id: bytes, keks: Sequence[KeyEncryptionKey]) -> dict[int, bytes]:
+    """Return all data keys.
+
+    Raises:
+        StoreLostError: one that no configured key opens.
+    """
+    try:
+        return open_data_keys((state.fields, state.key_wraps), store_id, keks)
+    except SealError as error:
+        raise StoreLostError(f"no configured key opens the store: {error}") from error
+
+
+def _pin(sealer: Sealer, owner: str, account_id: int) -> bytes:
+    return sealer.seal(Kind.NAME, owner, _dump({"account_id": account_id}))
+
+
+def _account(sealer: Sealer, owner: str, pin: bytes) -> int:
+    """Return the account that is pinned to an owner's name.
+
+    Raises:
+        StoreLostError: the pin does not open.
+    """
+    try:
+        return int(json.loads(sealer.open(Kind.NAME, owner, pin))["account_id"])
+    except SealError as error:
+        raise StoreLostError(f"the pinned account of an owner does not open: {error}") from error
+
+
+def _again(event: AuditEvent) -> AuditEvent:
+    """Return the event of a decision that is written a second time."""
+    reason = f"written again after the store went back; {event.reason or ''}".rstrip("; ")
+    return replace(event, reason=reason[:MAX_TEXT])
 
 
 class _Reach:
@@ -1019,7 +1306,8 @@ class _Read:
         return _parse_failure(value)
 
 
-def _note(by: str, reason: str, request_id: str | None) -> bytes:
+def outbox_note(by: str, reason: str, request_id: str | None) -> bytes:
+    """Return what is kept with a token that has to die: who wants it, why, and in which request."""
     return _dump({"by": by, "reason": reason, "request_id": request_id or ""})
 
 
@@ -1149,7 +1437,8 @@ def _open_key(sealer: Sealer, key_id: str, blob: bytes) -> ApiKeyRecord:
     )
 
 
-def _row(event: AuditEvent) -> Row:
+def audit_row(event: AuditEvent) -> Row:
+    """Return an audit event as the backend appends it."""
     return Row(
         event=event.event,
         body=json.dumps(audit_body(event), separators=(",", ":")),

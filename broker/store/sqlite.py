@@ -15,7 +15,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -35,11 +35,14 @@ from broker.store.backend import (
     CommitArgs,
     EndArgs,
     EndReply,
+    Entry,
+    Identities,
     KeysPage,
     KeyWriteArgs,
     OutboxEntry,
     OwnerArgs,
     OwnerRow,
+    Place,
     Row,
     State,
     StoredRow,
@@ -117,6 +120,17 @@ _REACH: Final = {
     "t": "sha = ?",
     "key": "sha IN (SELECT sha FROM handed WHERE key_id = ?)",
 }
+
+# Where sealed entries lie: (table, column of the name, column of the scope or nothing).
+_SEALED: Final = {
+    Place.KEYS: ("keys", "id", "''"),
+    Place.NAMES: ("names", "owner", "''"),
+    Place.OWNERS: ("owners", "owner", "''"),
+    Place.TOKENS: ("live", "sha", "scope"),
+    Place.BLOCKS: ("state", "name", "''"),
+    Place.HOOKS: ("hook_queue", "seq", "''"),
+}
+_ONLY_BLOCKS: Final = "AND (name GLOB 'b:o:*' OR name GLOB 'b:r:*')"
 
 # The string names of the port, by prefix: (table, column of the name, expiry column or None).
 _STRINGS: Final = {
@@ -281,6 +295,7 @@ class SqliteBackend:
         self._reader: _Thread | None = None
         self._writer: _Thread | None = None
         self._inode: tuple[int, int] | None = None
+        self._refused = False
         self._connecting = asyncio.Lock()
         self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
 
@@ -370,7 +385,11 @@ class SqliteBackend:
             raise StoreUnavailableError(f"SQLite: {error}") from error
 
     async def _write(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
-        return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+        try:
+            return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+        except StoreUnavailableError:
+            self._refused = True
+            raise
 
     async def _query(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
         return await self._run(job, writes=False, deadline_s=self._deadline_s)
@@ -402,6 +421,85 @@ class SqliteBackend:
             wraps = [(name, value) for name, value in fields.items() if name.startswith("dk:")]
             db.executemany("INSERT INTO key_state VALUES (?, ?)", [("!", fields["id"]), *wraps])
             return True
+
+        return await self._write(job)
+
+    async def mend(self, found: Identities, store_id: bytes, fields: Mapping[str, bytes]) -> bool:
+        """Write identities and fields of the state, if the identities are those found."""
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            marker = db.execute("SELECT value FROM key_state WHERE name = '!'").fetchone()
+            state = _fields(db, ("id", "epoch"))
+            if (state.get("id"), marker[0] if marker else None) != found:
+                return False
+            least = int(fields.get("epoch", b"0"))
+            written = {**fields, "id": store_id, "epoch": b"%d" % max(least, int(state.get("epoch", b"0")))}
+            for name, value in written.items():
+                if name.startswith("dk:"):
+                    for table in ("state", "key_state"):
+                        db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (name, value))  # noqa: S608
+                else:
+                    db.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, value))
+            db.execute("INSERT OR REPLACE INTO key_state VALUES ('!', ?)", (store_id,))
+            (last,) = db.execute("SELECT max(seq) FROM keys").fetchone()
+            if last is not None:
+                db.execute("INSERT OR IGNORE INTO state VALUES ('seq', ?)", (b"%d" % last,))
+            return True
+
+        return await self._write(job)
+
+    async def probe(self) -> None:
+        """Try a write, but only after one has failed: each costs a turn of the disk."""
+        if not self._refused:
+            return
+
+        def job(db: sqlite3.Connection, now: float) -> None:
+            # What changes nothing is not written, and so proves nothing.
+            db.execute("INSERT OR REPLACE INTO state VALUES ('probed', ?)", (b"%f" % now,))
+
+        await self._write(job)
+        self._refused = False
+
+    async def sealed(self, place: Place) -> AsyncIterator[Sequence[Entry]]:
+        """Yield all sealed entries of a place, some at a time."""
+        table, name, scope = _SEALED[place]
+        blob = "value" if table == "state" else "blob"
+        after: object = ""
+
+        def job(db: sqlite3.Connection, now: float) -> list[tuple[Any, bytes, str]]:
+            del now
+            return db.execute(
+                f"SELECT {name}, {blob}, {scope} FROM {table} WHERE {name} > ? "  # noqa: S608 - constants
+                f"{_ONLY_BLOCKS if place is Place.BLOCKS else ''} ORDER BY {name} LIMIT {_SWEEP_ROWS}",
+                (after,),
+            ).fetchall()
+
+        if place is Place.HOOKS:
+            after = 0
+        while rows := await self._query(job):
+            yield [Entry(place, str(row[0]), row[1], row[2]) for row in rows]
+            after = rows[-1][0]
+
+    async def reseal(self, store_id: bytes, entry: Entry, blob: bytes) -> bool:
+        """Replace a sealed entry if it is still what it was."""
+        table, name, _ = _SEALED[entry.place]
+        column = "value" if table == "state" else "blob"
+        key: object = int(entry.name) if entry.place is Place.HOOKS else entry.name
+
+        def job(db: sqlite3.Connection, now: float) -> bool:
+            del now
+            if _lost(db, store_id):
+                return False
+            done = db.execute(
+                f"UPDATE {table} SET {column} = ? WHERE {name} = ? AND {column} = ?",  # noqa: S608 - constants
+                (blob, key, entry.blob),
+            )
+            if done.rowcount and entry.place is Place.TOKENS:
+                db.execute(
+                    "UPDATE tokens SET blob = ? WHERE scope = ? AND blob = ?", (blob, entry.scope, entry.blob)
+                )
+            return bool(done.rowcount)
 
         return await self._write(job)
 
@@ -704,15 +802,15 @@ class SqliteBackend:
 
         await self._write(job)
 
-    async def write_key(self, args: KeyWriteArgs) -> tuple[str, tuple[str, ...]]:
+    async def write_key(self, args: KeyWriteArgs) -> EndReply:
         """KEY WRITE; with ``kill`` also the end of what was handed to the key."""
 
-        def job(db: sqlite3.Connection, now: float) -> tuple[str, tuple[str, ...]]:
+        def job(db: sqlite3.Connection, now: float) -> EndReply:
             if _lost(db, args.store_id):
-                return "lost", ()
+                return EndReply("lost")
             row = db.execute("SELECT blob FROM keys WHERE id = ?", (args.key_id,)).fetchone()
             if (row[0] if row else None) != args.expected:
-                return "changed", ()
+                return EndReply("changed")
             if row is None:
                 db.execute(
                     "INSERT INTO keys VALUES (?, ?, ?, ?)",
@@ -724,14 +822,15 @@ class SqliteBackend:
                     (args.blob, args.purge_at, args.key_id),
                 )
             # A hand-out that is on its way must not miss the list: it has to get ``stale``.
-            if args.narrows or args.kill is not None:
-                _raise_epoch(db)
+            raised = args.narrows or args.kill is not None
+            epoch = _raise_epoch(db) if raised else _epoch(db)
+            _mark(db, now, args.marks, epoch)
             shas: tuple[str, ...] = ()
             if args.kill is not None:
                 shas = _enqueue(db, now, "key", args.key_id, only="", note=args.kill)
                 _stop(db, shas)
             _append(db, now, args.audit)
-            return "ok", shas
+            return EndReply("ok", epoch, shas)
 
         return await self._write(job)
 
@@ -806,21 +905,29 @@ class SqliteBackend:
         return await self._write(job)
 
     async def accept(
-        self, *, store_id: bytes, owner: str, expected_pin: bytes, pin: bytes, audit: Row
-    ) -> str:
+        self,
+        *,
+        store_id: bytes,
+        owner: str,
+        expected_pin: bytes,
+        pin: bytes,
+        audit: Row,
+        marks: tuple[str, ...] = (),
+    ) -> EndReply:
         """Replace an owner's pin, forget its record, end what was issued under the old one."""
 
-        def job(db: sqlite3.Connection, now: float) -> str:
+        def job(db: sqlite3.Connection, now: float) -> EndReply:
             if _lost(db, store_id):
-                return "lost"
+                return EndReply("lost")
             row = db.execute("SELECT blob FROM names WHERE owner = ?", (owner,)).fetchone()
             if (row[0] if row else None) != expected_pin:
-                return "changed"
-            _mark(db, now, (f"m:o:{owner}",), _raise_epoch(db))
+                return EndReply("changed")
+            epoch = _raise_epoch(db)
+            _mark(db, now, (f"m:o:{owner}", *marks), epoch)
             db.execute("UPDATE names SET blob = ? WHERE owner = ?", (pin, owner))
             db.execute("DELETE FROM owners WHERE owner = ?", (owner,))
             _append(db, now, audit)
-            return "ok"
+            return EndReply("ok", epoch)
 
         return await self._write(job)
 
@@ -1101,7 +1208,9 @@ def _mark(db: sqlite3.Connection, now: float, names: Iterable[str], epoch: int) 
 
 def _unmark(db: sqlite3.Connection, oldest: float) -> None:
     """Delete marks set before ``oldest``; one that cannot be read stays."""
-    rows = db.execute("SELECT name, value FROM state WHERE name GLOB 'm:*' OR name GLOB 'f:o:*'").fetchall()
+    rows = db.execute(
+        "SELECT name, value FROM state WHERE name GLOB 'm:*' OR name GLOB 'f:o:*' OR name GLOB 'w:*'"
+    ).fetchall()
     for name, value in rows:
         found = _MARK.fullmatch(value)
         if found and int(found[1]) < oldest:

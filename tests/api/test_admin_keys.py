@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id
 from harness import World, bearer, unknown_key
+from stage import wrap_backend
 
 
 async def test_create_show_list_and_change(any_world: World) -> None:
@@ -352,3 +353,25 @@ async def test_whoami_of_a_key_that_has_just_been_revoked(any_world: World) -> N
         assert (await app.http.get("/v1/whoami", headers=bearer(made["key"]))).status_code == 200
         await stage.call("DELETE", f"/keys/{made['id']}")
         assert (await app.http.get("/v1/whoami", headers=bearer(made["key"]))).status_code == 401
+
+
+async def test_a_revocation_between_read_and_hand_wins(any_world: World) -> None:
+    """A caller who was let in a moment ago gets nothing when the key has ended since."""
+    async with any_world.inside() as app:
+        stage = await AdminStage.of(any_world, app)
+        made = await stage.made("acme/*")
+        backend = app.broker.store._backend
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(**named: Any) -> str:
+            reached.set()
+            await go_on.wait()
+            return await backend.hand(**named)
+
+        wrap_backend(app, hand=slow)
+        waiting = asyncio.create_task(stage.code(made["key"], "acme/widgets"))
+        await reached.wait()
+        ended = await stage.call("DELETE", f"/keys/{made['id']}?tokens=revoke")
+        assert ended.status_code == 200
+        go_on.set()
+        assert await waiting == (401, "invalid_api_key")

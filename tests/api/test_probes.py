@@ -15,6 +15,9 @@ from broker.sandbox.faults import Fault
 async def test_live_and_ready_ask_nobody(any_world: World) -> None:
     async with any_world.inside() as app:
         await until(lambda: any_world.github.count("app") == 1)
+        heal = app.broker.store._heal
+        assert heal is not None
+        heal.cancel()  # it looks after the store by itself, each second
         counted = wrap_backend(app)
         any_world.github.clear_calls()
         for _ in range(20):

@@ -15,8 +15,11 @@ from broker.store.backend import (
     AuditWant,
     Backend,
     CommitArgs,
+    EndArgs,
+    Entry,
     KeyWriteArgs,
     OwnerArgs,
+    Place,
     Row,
     Want,
 )
@@ -180,11 +183,100 @@ async def test_add_wraps_reaches_both_places_of_this_store_only(store: Backend) 
 
 
 async def test_load_says_whether_there_are_keys(store: Backend) -> None:
-    assert await store.write_key(keying()) == ("ok", ())
+    assert (await store.write_key(keying())).verdict == "ok"
     assert (await store.load()).holds_keys
 
 
 # -- READ ----------------------------------------------------------------------------------------
+
+
+async def test_a_store_is_mended_only_as_it_was_found(store: Backend) -> None:
+    assert not await store.mend((ID, OTHER), ID, {"epoch": b"99"})
+    assert not await store.mend((None, ID), ID, {"epoch": b"99"})
+    assert (await store.load()).fields["epoch"] == b"7"
+    fields = {"epoch": b"6", "dk:2:ff": b"wrapped", "adopt:ff": b"proof"}
+    assert await store.mend((ID, ID), ID, fields)
+    state = await store.load()
+    assert state.fields == {**STATE, "dk:2:ff": b"wrapped", "adopt:ff": b"proof"}
+    assert state.key_wraps == {"dk:1:ff": b"wrapped", "dk:2:ff": b"wrapped"}
+    assert await store.mend((ID, ID), OTHER, {"epoch": b"12"})
+    view = await store.read(Want())
+    assert (view.store_id, view.keys_id, view.epoch) == (OTHER, OTHER, 12)
+
+
+async def test_every_decision_marks_what_it_is_asked_to(store: Backend) -> None:
+    async def marks() -> dict[str, bytes]:
+        view = await store.read(Want(fields=("w:one", "w:two")))
+        return {name: value.partition(b":")[0] for name, value in view.fields.items() if name[:2] == "w:"}
+
+    created = await store.write_key(keying(narrows=True, marks=("w:one",)))
+    assert (created.verdict, created.epoch, await marks()) == ("ok", 8, {"w:one": b"8"})
+    assert (await store.write_key(keying(narrows=True, marks=("w:two",)))).verdict == "changed"
+    await store.lease(ID, "o:acme", "nonce-1")
+    assert await store.put_owner(owning()) == "ok"
+    accepted = await store.accept(
+        store_id=ID,
+        owner="acme",
+        expected_pin=b"sealed pin",
+        pin=b"new",
+        audit=row("owner.accepted"),
+        marks=("w:two",),
+    )
+    assert (accepted.verdict, accepted.epoch) == ("ok", 9)
+    assert await marks() == {"w:one": b"8", "w:two": b"9"}
+
+
+async def test_sealed_entries_are_found_and_replaced_as_they_were_found(store: Backend) -> None:
+    for number in range(450):
+        await store.write_key(keying(key_id=f"k{number}", blob=b"key %d" % number))
+    await store.lease(ID, "o:acme", "nonce-1")
+    assert await store.put_owner(owning()) == "ok"
+    await mint(store)
+    await store.hook(ID, body_sha="b", guid="g", blob=b"hook")
+    await store.end(EndArgs(store_id=ID, marks=("m:o:x",), blocks={"b:o:x": b"block"}))
+    found = {place: [one async for some in store.sealed(place) for one in some] for place in Place}
+    assert {entry.name for entry in found.pop(Place.KEYS)} == {f"k{number}" for number in range(450)}
+    names = {place: [(one.name, one.blob, one.scope) for one in some] for place, some in found.items()}
+    hook = names.pop(Place.HOOKS)
+    assert [blob for _, blob, _ in hook] == [b"hook"]
+    assert names == {
+        Place.NAMES: [("acme", b"sealed pin", "")],
+        Place.OWNERS: [("acme", b"sealed owner", "")],
+        Place.TOKENS: [(SHA, b"sealed token", SCOPE)],
+        Place.BLOCKS: [("b:o:x", b"block", "")],
+    }
+    entries = [*(some[0] for some in found.values()), Entry(Place.KEYS, "k7", b"key 7")]
+    for entry in entries:
+        assert not await store.reseal(OTHER, entry, b"new")
+        assert not await store.reseal(ID, dataclasses.replace(entry, blob=b"older"), b"new")
+        assert await store.reseal(ID, entry, b"new " + entry.blob)
+        assert not await store.reseal(ID, entry, b"newer")
+    view = await store.read(Want(("b:o:x",), ("k7",), (f"T:{SCOPE}", "O:acme")))
+    assert view.keys == {"k7": b"new key 7"}
+    assert view.strings == {f"T:{SCOPE}": b"new sealed token", "O:acme": b"new sealed owner"}
+    assert view.fields["b:o:x"] == b"new block"
+    assert await store.pin("acme") == b"new sealed pin"
+    assert [blob for _, blob in await store.hooks(limit=9)] == [b"new hook"]
+    await store.end(EndArgs(store_id=ID, marks=("m:all",), reach="all"))
+    assert [entry.blob for entry in await store.outbox(None, limit=9)] == [b"new sealed token"]
+
+
+async def test_a_token_that_was_replaced_meanwhile_stays_in_the_cache(store: Backend) -> None:
+    await mint(store)
+    ((entry,),) = [some async for some in store.sealed(Place.TOKENS) if some]
+    await mint(store, sha="b" * 43, blob=b"newer", nonce="nonce-2")
+    assert await store.reseal(ID, entry, b"resealed")
+    assert (await store.read(Want(strings=(f"T:{SCOPE}",)))).strings == {f"T:{SCOPE}": b"newer"}
+
+
+async def test_a_data_keys_wrap_is_never_replaced(store: Backend) -> None:
+    assert await store.mend((ID, ID), ID, {"dk:1:ff": b"another", "dk:2:ff": b"second"})
+    state = await store.load()
+    assert (state.fields["dk:1:ff"], state.key_wraps["dk:1:ff"]) == (b"wrapped", b"wrapped")
+
+
+async def test_a_store_that_takes_writes_says_so(store: Backend) -> None:
+    await store.probe()
 
 
 async def test_read_leaves_out_what_is_not_there(store: Backend) -> None:
@@ -292,7 +384,9 @@ async def test_a_key_narrowed_between_read_and_hand_makes_the_hand_stale(
     await one.write_key(keying())
     await mint(one)
     seen = await one.read(Want(keys=("key-1",)))
-    assert await two.write_key(keying(expected=b"sealed key", blob=b"revoked", narrows=True)) == ("ok", ())
+    assert (
+        await two.write_key(keying(expected=b"sealed key", blob=b"revoked", narrows=True))
+    ).verdict == "ok"
     assert (
         await one.hand(store_id=ID, epoch=seen.epoch, sha=SHA, key_id="key-1", audit=row("token.issued"))
         == "stale"
@@ -603,15 +697,15 @@ async def test_counters_never_pass_the_limit(open_backend: OpenBackend) -> None:
 async def test_keys_are_compared_and_set(open_backend: OpenBackend) -> None:
     one, two = await open_backend(), await open_backend()
     await started(one)
-    assert await one.write_key(keying(store_id=OTHER)) == ("lost", ())
-    assert await one.write_key(keying(expected=b"nothing there")) == ("changed", ())
-    assert await one.write_key(keying()) == ("ok", ())
-    assert await two.write_key(keying(blob=b"again")) == ("changed", ())
-    assert await two.write_key(keying(expected=b"sealed key", blob=b"renamed")) == ("ok", ())
-    assert await one.write_key(keying(expected=b"sealed key", blob=b"crossing")) == ("changed", ())
+    assert (await one.write_key(keying(store_id=OTHER))).verdict == "lost"
+    assert (await one.write_key(keying(expected=b"nothing there"))).verdict == "changed"
+    assert (await one.write_key(keying())).verdict == "ok"
+    assert (await two.write_key(keying(blob=b"again"))).verdict == "changed"
+    assert (await two.write_key(keying(expected=b"sealed key", blob=b"renamed"))).verdict == "ok"
+    assert (await one.write_key(keying(expected=b"sealed key", blob=b"crossing"))).verdict == "changed"
     assert (await one.read(Want(keys=("key-1",)))).keys["key-1"] == b"renamed"
     assert (await one.read(Want())).epoch == 7
-    assert await one.write_key(keying(expected=b"renamed", blob=b"revoked", narrows=True)) == ("ok", ())
+    assert (await one.write_key(keying(expected=b"renamed", blob=b"revoked", narrows=True))).verdict == "ok"
     assert (await two.read(Want())).epoch == 8
     assert await events(one) == ["key.created"] * 3
 
@@ -621,10 +715,10 @@ async def test_one_of_many_changes_of_a_key_wins(store: Backend) -> None:
     done = await asyncio.gather(
         *(store.write_key(keying(expected=b"sealed key", blob=b"%d" % n, narrows=True)) for n in range(50))
     )
-    assert set(done) == {("changed", ()), ("ok", ())}
-    assert done.count(("ok", ())) == 1
+    verdicts = [reply.verdict for reply in done]
+    assert sorted(verdicts) == ["changed"] * 49 + ["ok"]
     view = await store.read(Want(keys=("key-1",)))
-    assert view.keys["key-1"] == b"%d" % done.index(("ok", ()))
+    assert view.keys["key-1"] == b"%d" % verdicts.index("ok")
     assert view.epoch == 8
 
 
@@ -682,7 +776,7 @@ async def test_sweep_purges_what_is_due_and_nothing_else(store: Backend) -> None
     assert await store.last_used("later") == 1
     # The name is free again, and the sequence goes on.
     before = (await store.list_keys(cursor=None, limit=2)).cursor
-    assert await store.write_key(keying(key_id="due")) == ("ok", ())
+    assert (await store.write_key(keying(key_id="due"))).verdict == "ok"
     page = await store.list_keys(cursor=before, limit=10)
     assert [row[0] for row in page.rows] == ["back", "due"]
 
@@ -858,7 +952,7 @@ async def test_two_processes_see_each_others_writes_at_once(open_backend: OpenBa
     for number in range(50):
         writer, reader = (one, two) if number % 2 else (two, one)
         new = b"%d" % number
-        assert await writer.write_key(keying(expected=blob, blob=new, narrows=True)) == ("ok", ())
+        assert (await writer.write_key(keying(expected=blob, blob=new, narrows=True))).verdict == "ok"
         blob = new
         view = await reader.read(Want(keys=("key-1",)))
         assert (view.keys["key-1"], view.epoch) == (blob, 8 + number)

@@ -330,13 +330,13 @@ async def test_a_killed_key_takes_along_what_was_handed_to_it(store: Backend) ->
     for sha, key_id in (("mine", "key-1"), ("shared", "key-1"), ("shared", "key-2"), ("other", "key-2")):
         assert await hand(store, f"sha-{sha}", key_id) == "first"
     killing = keying(expected=b"sealed key", blob=b"revoked", audit=row("key.revoked"), kill=NOTE)
-    assert await store.write_key(dataclasses.replace(killing, store_id=OTHER)) == ("lost", ())
-    assert await store.write_key(dataclasses.replace(killing, expected=b"older")) == ("changed", ())
+    assert (await store.write_key(dataclasses.replace(killing, store_id=OTHER))).verdict == "lost"
+    assert (await store.write_key(dataclasses.replace(killing, expected=b"older"))).verdict == "changed"
     assert await waiting(store) == []
-    verdict, shas = await store.write_key(killing)
-    assert (verdict, sorted(shas)) == ("ok", ["sha-mine", "sha-shared"])
+    reply = await store.write_key(killing)
+    assert (reply.verdict, sorted(reply.shas)) == ("ok", ["sha-mine", "sha-shared"])
     assert await waiting(store) == [("sha-mine", ""), ("sha-shared", "")]
-    assert {entry.note for entry in await store.outbox(shas, limit=9)} == {NOTE}
+    assert {entry.note for entry in await store.outbox(reply.shas, limit=9)} == {NOTE}
     # The epoch grows also where nothing else narrows, or a hand-out under way would be missed.
     assert (await store.read(Want())).epoch == 8
     assert [await cached(store, f"scope-{name}") for name in ("mine", "shared", "other")] == [
@@ -360,14 +360,14 @@ async def test_a_killed_key_leaves_newer_tokens_and_dead_ones(store: Backend) ->
     await store.end(ending(marks=(), reach="t:sha-revoked"))
     await store.settle(ID, [("sha-revoked", "", revoked("sha-revoked"))])
     killing = keying(expected=b"sealed key", blob=b"revoked", kill=NOTE)
-    assert await store.write_key(killing) == ("ok", ("sha-old",))
+    assert (await store.write_key(killing)).shas == ("sha-old",)
     assert await cached(store, "scope-x") == b"blob new"
     assert await hand(store, "sha-new", "key-2") == "first"
 
 
 async def test_a_key_without_tokens_can_be_killed(store: Backend) -> None:
     await store.write_key(keying())
-    assert await store.write_key(keying(expected=b"sealed key", blob=b"x", kill=b"")) == ("ok", ())
+    assert (await store.write_key(keying(expected=b"sealed key", blob=b"x", kill=b""))).verdict == "ok"
     assert await waiting(store) == []
 
 
@@ -388,7 +388,7 @@ async def test_no_hand_out_escapes_a_kill(open_backend: OpenBackend) -> None:
 
     async def kill() -> tuple[str, ...]:
         await asyncio.sleep(0.003)
-        return (await two.write_key(keying(expected=b"sealed key", blob=b"x", kill=NOTE)))[1]
+        return (await two.write_key(keying(expected=b"sealed key", blob=b"x", kill=NOTE))).shas
 
     killed, *handed = await asyncio.gather(kill(), *(try_hand(name) for name in names))
     assert {sha for sha, verdict in handed if verdict == "first"} == set(killed)
@@ -461,7 +461,7 @@ async def test_a_revoked_token_is_never_listed_again(store: Backend) -> None:
     assert (await store.end(ending(marks=(), reach="t:sha-dead"))).shas == ()
     assert await hand(store, "sha-dead") == "gone"
     killing = keying(expected=b"sealed key", blob=b"x", kill=NOTE)
-    assert await store.write_key(killing) == ("ok", ("sha-spared",))
+    assert (await store.write_key(killing)).shas == ("sha-spared",)
 
 
 async def test_a_token_revoked_for_one_reason_may_still_wait_for_another(store: Backend) -> None:
@@ -652,7 +652,7 @@ async def test_an_accepted_account_starts_anew(store: Backend) -> None:
             "pin": b"accepted",
             "audit": row("owner.accepted", owner="acme"),
         }
-        return await store.accept(**{**plain, **changes})
+        return (await store.accept(**{**plain, **changes})).verdict
 
     assert await accept(store_id=OTHER) == "lost"
     assert await accept(expected_pin=b"older") == "changed"

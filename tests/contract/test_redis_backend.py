@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import shutil
 import ssl
 import time
 import uuid
@@ -20,7 +21,7 @@ from broker.model import Secret
 from broker.store.backend import AuditWant, Want
 from broker.store.batch import Batcher
 from broker.store.redis import RedisBackend
-from broker.store.redis_connect import Link, Place, Unit
+from broker.store.redis_connect import Link, Primary, Unit
 from broker.store.redis_url import parse_redis_url
 
 Connect = Callable[..., Awaitable[RedisBackend]]
@@ -59,9 +60,10 @@ async def unavailable(call: Awaitable[object], *, within_s: float = 1.5) -> str:
 
 
 async def accepting(backend: RedisBackend) -> str:
-    return await backend.accept(
+    reply = await backend.accept(
         store_id=ID, owner="acme", expected_pin=b"sealed pin", pin=b"new", audit=row("owner.accepted")
     )
+    return reply.verdict
 
 
 async def eventually(call: Callable[[], Awaitable[object]], *, seconds: float = 10) -> None:
@@ -184,7 +186,7 @@ async def test_lost_data_shows_in_every_read_and_stops_every_write(
             await backend.hand(store_id=ID, epoch=view.epoch, sha=SHA, key_id="a", audit=row("token.issued"))
             == "lost"
         )
-        assert await backend.write_key(keying()) == ("lost", ())
+        assert (await backend.write_key(keying())).verdict == "lost"
         assert await backend.put_owner(owning()) == "lost"
         assert (await backend.end(ending(reach="all"))).verdict == "lost"
         assert await backend.settle(ID, [(SHA, "", None)]) == 0
@@ -428,7 +430,7 @@ async def test_forgotten_scripts_are_sent_again(redis_server: RedisServer, conne
         *(backend.take("a", chunk=1, limit=100) for _ in range(10)),
         *(backend.write_key(keying(key_id=f"k{number}")) for number in range(10)),
     )
-    assert done[10:] == [("ok", ())] * 10
+    assert [reply.verdict for reply in done[10:]] == ["ok"] * 10
     assert [granted for granted, _ in done[:10]] == [1] * 10
 
 
@@ -633,7 +635,7 @@ async def hanging_up() -> AsyncIterator[FakeRedis]:
 async def test_cancelling_a_conversation_closes_its_connection(redis_server: RedisServer) -> None:
     """The link itself: what a Batcher's deadline does to it."""
     target = parse_redis_url(redis_server.url)
-    link = Link(Place(target, connect_timeout_s=1.0))
+    link = Link(Primary(target, connect_timeout_s=1.0))
     try:
         for number in range(50):
             units = [Unit((("ECHO", f"{number}"),)), Unit((("DEBUG", "SLEEP", "0"),))]
@@ -651,6 +653,126 @@ async def test_cancelling_a_conversation_closes_its_connection(redis_server: Red
             assert reply == f"after {number}".encode()
     finally:
         await link.close()
+
+
+# -- a node that takes no writes -----------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_beat(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Beats 20 times as often; returns how long one counts."""
+    monkeypatch.setattr("broker.store.redis.BEAT_EVERY_S", 0.05)
+    monkeypatch.setattr("broker.store.redis.BEAT_LIFE_S", 0.6)
+    return 0.6
+
+
+async def reads_until_refused(backend: RedisBackend, *, seconds: float = 5) -> tuple[str, int]:
+    """Read on; return the refusal, and how many reads were answered before it."""
+    answered, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            await backend.read(Want())
+        except StoreUnavailableError as error:
+            return str(error), answered
+        answered += 1
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"still read after {seconds} s")
+
+
+async def test_a_primary_without_its_replicas_is_not_read_for_long(
+    own_server: RedisServer, connect: Connect, quick_beat: float
+) -> None:
+    """Cut off, it may have been replaced: what was revoked since is not known to it."""
+    backend = await connect(own_server.url)
+    await started(backend)
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    refused, answered = await reads_until_refused(backend)
+    assert "NOREPLICAS" in refused
+    assert answered >= 3  # a replica that restarts is no outage
+    # A process that starts now, and one that reconnects, has no credit.
+    late = await connect(own_server.url, lazy=True)
+    assert "NOREPLICAS" in await unavailable(late.read(Want()))
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    await eventually(lambda: backend.read(Want()))
+    own_server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    own_server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await asyncio.sleep(0.05)
+    assert "NOREPLICAS" in await unavailable(backend.read(Want()))
+
+
+async def test_a_full_redis_is_read_and_says_that_it_takes_nothing(
+    own_server: RedisServer, connect: Connect, quick_beat: float
+) -> None:
+    backend = await connect(own_server.url)
+    await started(backend)
+    own_server.ask("CONFIG", "SET", "maxmemory", "1")
+    for _ in range(20):
+        assert (await backend.read(Want())).store_id == ID
+        await asyncio.sleep(0.05)
+    assert "OutOfMemory" in await unavailable(backend.probe())
+    assert "OutOfMemory" in await unavailable(backend.write_key(keying()))
+    assert "OutOfMemory" in await unavailable(backend.end(ending(reach="all")))
+    own_server.ask("CONFIG", "SET", "maxmemory", "0")
+    await backend.probe()
+    assert (await backend.read(Want(keys=("key-1",)))).keys == {}
+
+
+async def test_a_redis_that_cannot_save_is_read_while_its_replicas_are_there(
+    tmp_path: Path, connect: Connect, quick_beat: float
+) -> None:
+    with running(RedisServer(tmp_path / "saving", options=("--save", "3600 100000"))) as server:
+        backend = await connect(server.url)
+        await started(backend)
+        shutil.rmtree(tmp_path / "saving")
+        server.ask("BGSAVE")
+        until(lambda: b"rdb_last_bgsave_status:err" in server.ask("INFO", "persistence"))
+        assert "MISCONF" in await unavailable(backend.probe())
+        for _ in range(20):
+            assert (await backend.read(Want())).store_id == ID
+            await asyncio.sleep(0.05)
+        # Without a replica in touch it may be a primary no more.
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+        assert "MISCONF" in (await reads_until_refused(backend))[0]
+
+
+async def test_a_primary_that_was_demoted_is_not_read_for_long(
+    tmp_path: Path, connect: Connect, quick_beat: float
+) -> None:
+    """Under an open connection, with nobody who writes."""
+    with (
+        running(RedisServer(tmp_path / "primary")) as primary,
+        running(RedisServer(tmp_path / "replica")) as other,
+    ):
+        backend = await connect(primary.url)
+        await started(backend)
+        primary.ask("REPLICAOF", "127.0.0.1", str(other.port))
+        refused, _ = await reads_until_refused(backend)
+        assert "replica" in refused
+        primary.ask("REPLICAOF", "NO", "ONE")
+        await eventually(lambda: backend.read(Want()))
+
+
+async def test_when_one_connection_finds_another_primary_all_go_there(
+    tmp_path: Path, connect: Connect
+) -> None:
+    """The old one still answers, and still believes that it is a primary."""
+    with running(RedisServer(tmp_path / "one")) as one, running(RedisServer(tmp_path / "two")) as two:
+        primary = one.port
+
+        async def sentinel(data: bytes, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(primary)), primary))
+
+        async with FakeRedis(sentinel).serving() as fake:
+            backend = await connect(f"redis+sentinel://127.0.0.1:{fake.port}/main?wait=0")
+            await started(backend)
+            await started(await connect(two.url), id=b"store-of-two")
+            assert (await backend.read(Want())).store_id == ID
+            primary = two.port
+            await backend._write_link.close()
+            backend._write_link._primary.forget()  # as when a conversation breaks
+            assert await backend.gate("g", 1)
+            assert (await backend.read(Want())).store_id == b"store-of-two"
+            await backend.close()
 
 
 # -- who may connect -----------------------------------------------------------------------------
@@ -719,7 +841,7 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         until(lambda: b"master_link_status:up" in replica.ask("INFO", "replication"))
         backend = await connect(f"{primary.url}?wait=1")
         await started(backend)
-        assert await backend.write_key(keying()) == ("ok", ())
+        assert (await backend.write_key(keying())).verdict == "ok"
         replica.kill()
         assert "replicas must confirm" in await unavailable(backend.write_key(keying(key_id="key-2")))
         # What is no decision does not wait for them.
@@ -774,7 +896,7 @@ async def test_a_slot_that_moves_is_followed(tmp_path: Path, connect: Connect) -
     """MOVED, ASK and TRYAGAIN, with a real migration of our slot between two nodes."""
     with running(RedisServer(tmp_path / "one", cluster=True)) as one:
         two = RedisServer(tmp_path / "two", cluster=True)
-        slot = str(Place(parse_redis_url(one.url), connect_timeout_s=1)._slot)
+        slot = str(Primary(parse_redis_url(one.url), connect_timeout_s=1)._slot)
         with running(two, form_cluster=False):
             two.ask("CLUSTER", "MEET", "127.0.0.1", str(one.port), str(one.bus_port))
             backend = await connect(f"{one.url}?wait=0")

@@ -71,7 +71,7 @@ async def test_a_query_without_end_hurts_only_itself(backend: SqliteBackend, tmp
     with pytest.raises(StoreUnavailableError):
         await backend._query(forever)
     assert (await backend.read(Want())).epoch == 1
-    assert await backend.write_key(write("A")) == ("ok", ())
+    assert (await backend.write_key(write("A"))).verdict == "ok"
 
 
 async def test_a_caller_who_hangs_up_leaves_no_read_running(backend: SqliteBackend, tmp_path: Path) -> None:
@@ -130,9 +130,9 @@ async def test_one_verb_that_fails_undoes_no_other(backend: SqliteBackend) -> No
     gate.set()
     await waiting
     found = await asyncio.gather(*tasks, return_exceptions=True)
-    assert found[0] == ("ok", ())
+    assert found[0].verdict == "ok"
     assert isinstance(found[1], StoreUnavailableError)
-    assert [found[index][0] for index in (2, 3, 5, 6)] == ["ok", "changed", "lost", "ok"]
+    assert [found[index].verdict for index in (2, 3, 5, 6)] == ["ok", "changed", "lost", "ok"]
     assert isinstance(found[4], ValueError)
     page = await backend.list_keys(cursor=None, limit=10)
     assert [row[0] for row in page.rows] == ["A", "B", "D"]
@@ -144,7 +144,7 @@ async def test_two_backends_on_one_file(backend: SqliteBackend, tmp_path: Path) 
     verdicts = await asyncio.gather(
         *(one.write_key(write(f"K{number}")) for number in range(20) for one in (backend, other))
     )
-    assert sorted(verdict for verdict, _ in verdicts) == ["changed"] * 20 + ["ok"] * 20
+    assert sorted(one.verdict for one in verdicts) == ["changed"] * 20 + ["ok"] * 20
     assert len((await other.list_keys(cursor=None, limit=100)).rows) == 20
     await other.close()
     assert (await backend.read(Want(keys=("K3",)))).keys
@@ -162,7 +162,7 @@ async def test_another_process_that_holds_the_lock_is_503_in_time(
     assert (await backend.read(Want())).epoch == 1  # readers do not mind
     db.execute("ROLLBACK")
     db.close()
-    assert (await backend.write_key(write("A")))[0] in {"ok", "changed"}
+    assert (await backend.write_key(write("A"))).verdict in {"ok", "changed"}
 
 
 async def test_a_write_that_nobody_waits_for_any_more_fails_quietly(
