@@ -201,7 +201,7 @@ def test_values(name: str, text: str, field: str, value: object) -> None:
         ("ENCRYPTION_KEYS", f"{KEK},hunter2"),
         ("ENCRYPTION_KEYS", ","),
         ("ADMIN_KEY", "hunter2"),
-        ("ADMIN_KEY", ADMIN[:-1] + ("0" if ADMIN[-1] != "0" else "1")),
+        pytest.param("ADMIN_KEY", ADMIN[:-1] + ("0" if ADMIN[-1] != "0" else "1"), id="a mistyped key"),
         ("GITHUB_PRIVATE_KEY", "hunter2"),
         ("GITHUB_PRIVATE_KEY", ","),
         ("GITHUB_PRIVATE_KEY", PKCS1[:200]),
