@@ -21,14 +21,13 @@ from broker.metrics import CONTENT_TYPE, workers_text
 from broker.observe import configure_logging
 from broker.settings import Settings
 from broker.web.metrics import MetricsPage
-from broker.web.protocol import BoundedProtocol
+from broker.web.protocol import BoundedProtocol, connection_limit
 
 _log = logging.getLogger("broker.serve")
 
 DRAIN_S = 20
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
-_MAX_CONCURRENT = 4096
 _METRICS_BACKLOG = 16
 _METRICS_CONCURRENT = 32
 _METRICS_END_S = 3
@@ -87,7 +86,7 @@ def _serve(settings: Settings, app: Callable[[], ASGIApp] | str) -> None:
         server_header=False,
         date_header=True,
         backlog=_BACKLOG,
-        limit_concurrency=_MAX_CONCURRENT,
+        limit_concurrency=connection_limit(),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=DRAIN_S,
         ssl_certfile=settings.tls_cert_file,

@@ -13,12 +13,14 @@ import random
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Self
 
 import httpx
 
 from broker.errors import (
     GitHubError,
+    GitHubRejectedAppError,
     GitHubTimeoutError,
     GitHubUnavailableError,
     InstallationSuspendedError,
@@ -30,6 +32,7 @@ from broker.errors import (
 )
 from broker.github import wire
 from broker.github.app_jwt import SignedJwt, Signer
+from broker.github.private_key import AppPrivateKey
 from broker.github.wire import JwtFault, Reply, Request, Route
 from broker.model import (
     App,
@@ -53,6 +56,15 @@ PENDING_KEY_DELAYS_S: Final = (2.0, 2.0, 2.0, 2.0, 2.0)
 
 YOUNG_TOKEN_DELAYS_S: Final = (1.0, 2.0, 3.0)
 """A token just minted may be refused for some seconds, until GitHub's replicas know it."""
+
+REJECTED_FOR_S: Final = 5.0
+"""An app that GitHub has refused does not ask again for so long: GitHub locks out whoever keeps failing
+("Authenticating to the REST API", failed login limit)."""
+
+SPARE_RETRIES: Final = 20.0
+RETRY_REGAINED_EACH_S: Final = 3.0
+RETRY_PER_SUCCESS: Final = 0.5
+"""Retries come out of a purse, so that an outage is met with little more than the calls themselves."""
 
 YOUNG_TOKEN_S: Final = 10.0
 PROBE_TIMEOUT_S: Final = 5.0
@@ -138,6 +150,8 @@ class GitHubClient:
         self._jitter = jitter
         self._http: httpx.AsyncClient | None = None
         self._minted_at: dict[bytes, float] = {}
+        self._purse = _RetryPurse()
+        self._rejected: _Rejection | None = None
         self.last_ok_at: float | None = None
         self.last_error_code: str | None = None
         self.observed_skew_s: float | None = None
@@ -304,6 +318,8 @@ class GitHubClient:
 
     async def _as_app(self, request: Request) -> Reply:
         """Send as the app and return a success; mend the clock or the key that GitHub refused."""
+        if self._rejected is not None and self._rejected.holds(self._signer.keys):
+            raise GitHubRejectedAppError(self._rejected.cause)
         deadline = asyncio.get_running_loop().time() + self._budget_s
         signed = self._signer.signed(self._signer.active)
         refused: set[int] = set()
@@ -326,6 +342,10 @@ class GitHubClient:
             elif fault is JwtFault.PENDING and (delay := next(waits, None)) is not None:
                 await self._pause(delay, deadline, error)
             else:
+                if fault in {JwtFault.KEY, JwtFault.ISSUER}:
+                    self._rejected = _Rejection(
+                        str(error), self._signer.keys, asyncio.get_running_loop().time()
+                    )
                 raise error
             signed = self._signer.signed(signed.key_index)
 
@@ -373,8 +393,9 @@ class GitHubClient:
             else:
                 error = wire.classify(request.route, reply) if reply.status >= _SERVER_ERROR else None
                 if error is None:
+                    self._purse.earn()
                     return reply
-            if attempt >= self._retries:
+            if attempt >= self._retries or not self._purse.spend():
                 raise error
             asked = error.retry_after_s
             delay = self._jitter() * min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt)
@@ -498,6 +519,39 @@ class GitHubClient:
             follow_redirects=False,
             trust_env=False,
         )
+
+
+class _RetryPurse:
+    """So many retries are left; time and successes put some back."""
+
+    def __init__(self) -> None:
+        self._left = SPARE_RETRIES
+        self._at = 0.0
+
+    def earn(self) -> None:
+        self._left = min(SPARE_RETRIES, self._left + RETRY_PER_SUCCESS)
+
+    def spend(self) -> bool:
+        """Take one; False if there is none."""
+        now = asyncio.get_running_loop().time()
+        self._left = min(SPARE_RETRIES, self._left + (now - self._at) / RETRY_REGAINED_EACH_S)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejection:
+    """GitHub's "no" to the app, and which keys it was about."""
+
+    cause: str
+    keys: Sequence[AppPrivateKey]
+    at: float
+
+    def holds(self, keys: Sequence[AppPrivateKey]) -> bool:
+        return keys is self.keys and asyncio.get_running_loop().time() - self.at < REJECTED_FOR_S
 
 
 def _trouble(route: Route, reply: Reply) -> GitHubError | None:
