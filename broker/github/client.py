@@ -14,7 +14,8 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from functools import partial
+from typing import Final, Self, TypeVar
 
 import httpx
 
@@ -43,6 +44,8 @@ from broker.model import (
     Secret,
 )
 from broker.ports import Clock
+
+Parsed = TypeVar("Parsed")
 
 OnCall = Callable[[str, str, float, Mapping[str, str]], None]
 """Called after each attempt: route, outcome (``ok`` or an error's code), seconds, some reply headers."""
@@ -183,7 +186,7 @@ class GitHubClient:
         Raises:
             GitHubError: GitHub refused or failed.
         """
-        return wire.parse_app(await self._as_app(wire.get_app(self._base_url)))
+        return self._understood(wire.parse_app, await self._as_app(wire.get_app(self._base_url)))
 
     async def installation(self, installation_id: int) -> Installation:
         """Return an installation by its id (``checked_at`` is 0).
@@ -192,9 +195,8 @@ class GitHubClient:
             InstallationGoneError: there is none of that id.
             GitHubError: GitHub refused or failed.
         """
-        return wire.parse_installation_by_id(
-            await self._as_app(wire.get_installation(self._base_url, installation_id))
-        )
+        reply = await self._as_app(wire.get_installation(self._base_url, installation_id))
+        return self._understood(wire.parse_installation_by_id, reply)
 
     async def repository_installation(self, repository: RepositoryName) -> Installation:
         """Return the installation that reaches a repository (``checked_at`` is 0).
@@ -204,7 +206,7 @@ class GitHubClient:
             GitHubError: GitHub refused or failed.
         """
         reply = await self._as_app(wire.get_repository_installation(self._base_url, repository))
-        return wire.parse_installation(reply, owner=repository.owner)
+        return self._understood(partial(wire.parse_installation, owner=repository.owner), reply)
 
     async def owner_installation(self, owner: str) -> Installation:
         """Return the installation on an organization or user (``checked_at`` is 0).
@@ -219,7 +221,7 @@ class GitHubClient:
             raise
         except NotInstalledError:
             reply = await self._as_app(wire.get_owner_installation(self._base_url, owner, user=True))
-        return wire.parse_installation(reply, owner=owner)
+        return self._understood(partial(wire.parse_installation, owner=owner), reply)
 
     async def installations(self) -> Sequence[Installation]:
         """Return all installations of the app on organizations and users, each once.
@@ -233,7 +235,7 @@ class GitHubClient:
         found: dict[int, Installation] = {}
         for page in range(1, MAX_PAGES + 1):
             reply = await self._as_app(wire.get_installations(self._base_url, page=page))
-            items = wire.parse_installations(reply)
+            items = self._understood(wire.parse_installations, reply)
             before = len(found)
             # Pages shift while they are read, so an installation may come twice; the later one counts.
             found.update((item.id, item) for item in items)
@@ -264,7 +266,7 @@ class GitHubClient:
         )
         reply = await self._as_app(request)
         try:
-            minted = wire.parse_minted(reply)
+            minted = self._understood(wire.parse_minted, reply)
         except UntrustedReplyError:
             token = wire.find_token(reply)
             if token is not None:
@@ -297,7 +299,7 @@ class GitHubClient:
         error = _trouble(request.route, reply)
         if error is not None:
             raise error
-        return wire.parse_repository_page(reply, page=page)
+        return self._understood(partial(wire.parse_repository_page, page=page), reply)
 
     async def probe_git(self, token: Secret, repository: str) -> bool:
         """Return whether git's own endpoint accepts the token for ``owner/name`` already.
@@ -315,6 +317,14 @@ class GitHubClient:
         if reply.status in _NOT_YET:
             return False
         raise GitHubUnavailableError(wire.describe(request.route, reply))
+
+    def _understood(self, parse: Callable[[Reply], Parsed], reply: Reply) -> Parsed:
+        """Return what a success says; one that makes no sense is GitHub's trouble as much as a refusal."""
+        try:
+            return parse(reply)
+        except UntrustedReplyError as error:
+            self.last_error_code = error.code
+            raise
 
     async def _as_app(self, request: Request) -> Reply:
         """Send as the app and return a success; mend the clock or the key that GitHub refused."""
@@ -342,7 +352,7 @@ class GitHubClient:
             elif fault is JwtFault.PENDING and (delay := next(waits, None)) is not None:
                 await self._pause(delay, deadline, error)
             else:
-                if fault in {JwtFault.KEY, JwtFault.ISSUER}:
+                if fault in {JwtFault.KEY, JwtFault.ISSUER, JwtFault.PENDING}:
                     self._rejected = _Rejection(
                         str(error), self._signer.keys, asyncio.get_running_loop().time()
                     )

@@ -439,4 +439,6 @@ _BY_CODE: Final = {
 def error_of(failure: Failure) -> BrokerError:
     """Return a kept failure as the error it was."""
     kind = _BY_CODE.get(failure.code, errors.GitHubUnavailableError)
+    if failure.public == GitHubTimeoutError.public:
+        kind = GitHubTimeoutError  # which shares its code, and not its status
     return kind("failed a moment ago", public=failure.public, retry_after_s=failure.retry_after_s)
