@@ -1,8 +1,10 @@
 """Keys: what they may, when they end, and what a malformed one costs."""
 
 import asyncio
+import logging
 from importlib.metadata import version
 
+import pytest
 from harness import World, bearer, unknown_key
 from stage import HandClock, database, pair, verdict, wrap_backend
 
@@ -40,6 +42,28 @@ async def test_unknown_keys_share_reads_and_write_nothing(any_world: World) -> N
         assert {verdict(answer) for answer in answers} == {NO}
         assert set(counted.calls) == {"read"}
         assert any_world.github.count("mint") == 0
+
+
+async def test_a_flood_from_one_address_shuts_out_no_good_key(
+    any_world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The good one comes from the same address, for the first time, in the middle of the flood."""
+    caplog.set_level(logging.INFO)
+    async with any_world.inside() as app:
+        seen, new = await app.key("acme/*"), await app.key("acme/*")
+        assert verdict(await app.token(seen, "acme/widgets")) == OK
+        flood = [asyncio.create_task(app.token(unknown_key(), "acme/widgets")) for _ in range(200)]
+        await asyncio.wait(flood, return_when=asyncio.FIRST_COMPLETED)
+        flood += [asyncio.create_task(app.token(unknown_key(), "acme/widgets")) for _ in range(200)]
+        for key in (new, seen):
+            assert verdict(await app.token(key, "acme/widgets")) == OK
+        told = {verdict(answer) for answer in await asyncio.gather(*flood)}
+        assert NO in told
+        assert told <= {NO, (429, "rate_limited")}
+        caplog.clear()
+        answers = [await app.token(unknown_key(), "acme/widgets") for _ in range(3)]
+        assert {verdict(answer) for answer in answers} == {NO}
+        assert sum("token.denied" in record.getMessage() for record in caplog.records) <= 1
 
 
 async def test_only_the_digest_is_stored(world: World) -> None:
