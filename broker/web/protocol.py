@@ -79,6 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._waiting.pop(self, None)
         self._head_timer = _cancel(self._head_timer)
         self._answer_timer = _cancel(self._answer_timer)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and all that it holds with it
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -141,6 +142,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._answered:
             self._wait()
+            self.cycle.body.clear()  # what of the request nobody has read
         if self.transport.is_closing():
             self._expect_reading()
 

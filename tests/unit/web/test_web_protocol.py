@@ -230,3 +230,17 @@ async def test_the_longest_wait_goes_first_near_the_limit(
 
 def test_the_limit_follows_the_files_that_we_may_open() -> None:
     assert 256 <= protocol.connection_limit() <= protocol.MAX_CONNECTIONS
+
+
+async def test_nothing_is_kept_of_a_connection_that_was_reset() -> None:
+    """uvicorn's own keep-alive timer held it, with the body that nobody had read, for 75 s."""
+    async with serving(hello) as served:
+        reader, writer = await served.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b"x" * 30_000)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        (kept,) = served.state.connections
+        assert isinstance(kept, BoundedProtocol)
+        assert not kept.cycle.body
+        kept.connection_lost(ConnectionResetError())
+        assert kept.timeout_keep_alive_task is None
+        writer.transport.abort()
