@@ -33,7 +33,6 @@ from broker.errors import (
 )
 from broker.github import wire
 from broker.github.app_jwt import SignedJwt, Signer
-from broker.github.private_key import AppPrivateKey
 from broker.github.wire import JwtFault, Reply, Request, Route
 from broker.model import (
     App,
@@ -557,11 +556,11 @@ class _Rejection:
     """GitHub's "no" to the app, and which keys it was about."""
 
     cause: str
-    keys: Sequence[AppPrivateKey]
+    keys: object
     at: float
 
-    def holds(self, keys: Sequence[AppPrivateKey]) -> bool:
-        return keys is self.keys and asyncio.get_running_loop().time() - self.at < REJECTED_FOR_S
+    def holds(self, keys: object) -> bool:
+        return keys == self.keys and asyncio.get_running_loop().time() - self.at < REJECTED_FOR_S
 
 
 def _trouble(route: Route, reply: Reply) -> GitHubError | None:
