@@ -23,7 +23,7 @@ from servers import RedisServer, certificate, free_port
 from broker.github.client import REJECTED_FOR_S
 from broker.sandbox.github import Fault, RunningGitHub
 
-COOLDOWN_S = 3
+COOLDOWN_S = 6
 REQUEST_S = 8
 SOON_S = 5 * REQUEST_S
 """What is called bounded here: a few times what it takes on an idle machine."""
@@ -114,7 +114,7 @@ def one_verdict(told: list[Told]) -> tuple[int, str]:
     return found.pop()
 
 
-async def recovered(http: httpx.AsyncClient, stage: Stage, *repositories: str, seconds: float = 20) -> None:
+async def recovered(http: httpx.AsyncClient, stage: Stage, *repositories: str, seconds: float = 30) -> None:
     """Wait until both replicas serve; the client's way: try again when the broker says so."""
     end = time.monotonic() + seconds
     for service in stage.services:
@@ -215,7 +215,9 @@ async def test_outages(stage: Stage) -> None:
             stage.world.github.faults.remove(fault)
             await recovered(http, stage, f"{owner}/cold")
 
-        await asyncio.gather(*(story(name, outage) for name, outage in OUTAGES.items()))
+        async with asyncio.TaskGroup() as stories:
+            for name, outage in OUTAGES.items():
+                stories.create_task(story(name, outage))
 
 
 async def test_readiness_tells_of_it(stage: Stage) -> None:
@@ -279,7 +281,9 @@ async def test_passing_trouble_reaches_nobody(stage: Stage) -> None:
             assert max(one.took_s for one in told) < SOON_S
             assert stage.mints(owner) == 1 + (1 if fault.times is None else 2), name
 
-        await asyncio.gather(*(story(name, fault) for name, fault in PASSING.items()))
+        async with asyncio.TaskGroup() as stories:
+            for name, fault in PASSING.items():
+                stories.create_task(story(name, fault))
 
 
 @pytest.mark.parametrize("skew_s", [-420, 420, 3600])
@@ -317,6 +321,7 @@ async def test_a_deleted_key_is_the_operators_and_github_is_not_pestered(stage: 
             )
         finally:
             world.app.public_keys[:] = kept
+        stage.the_wait_is_over()
         await recovered(http, stage, f"{owner}/cold", seconds=REJECTED_FOR_S + COOLDOWN_S + 15)
 
 
@@ -336,6 +341,7 @@ async def test_a_redirect_is_not_followed(stage: Stage) -> None:
             assert one_verdict(told) == DOWN
             assert stage.world.github.count("mint") == 1
             stage.world.github.faults.clear()
+            stage.the_wait_is_over()
             await recovered(http, stage, f"{owner}/cold")
         with pytest.raises(TimeoutError):
             elsewhere.accept()
@@ -386,6 +392,7 @@ async def test_github_falls_silent(stage: Stage) -> None:
         finally:
             world.github.faults.clear()
             hold.set()
+        stage.the_wait_is_over()
         for owner in owners:
             await recovered(http, stage, f"{owner}/cold")
 
