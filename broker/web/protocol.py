@@ -51,8 +51,8 @@ class TooManyHeadersError(Exception):
 class BoundedProtocol(HttpToolsProtocol):
     """One connection; see the module."""
 
-    _waiting: Final[dict["BoundedProtocol", None]] = {}
-    """Connections of this process that wait for their clients, longest first."""
+    _waiting: dict["BoundedProtocol", None]
+    """Connections of this server that wait for their clients, longest first."""
 
     _head_bytes = 0
     _in_head = True
@@ -65,10 +65,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for a head."""
         super().connection_made(transport)
+        self._waiting = vars(self.server_state).setdefault("waiting", {})
         self._wait()
         self._expect_head()
         if self.limit_concurrency is not None:
-            for _ in range(len(self.connections) - max(1, self.limit_concurrency - SPARE)):
+            for _ in range(
+                len(self.connections) - self.limit_concurrency + min(SPARE, self.limit_concurrency // 4)
+            ):
                 longest = next(iter(self._waiting), None)
                 if longest is None or longest is self:
                     break

@@ -228,6 +228,16 @@ async def test_the_longest_wait_goes_first_near_the_limit(
         assert (await slow.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
 
+async def test_two_servers_of_a_process_mind_their_own() -> None:
+    async with serving(hello, limit=1000) as calm, serving(hello, limit=8) as small:
+        reader, writer = await calm.connect()
+        for _ in range(40):
+            await small.connect()
+        await until(lambda: len(small.state.connections) <= 6)
+        writer.write(GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+
 def test_the_limit_follows_the_files_that_we_may_open() -> None:
     assert 256 <= protocol.connection_limit() <= protocol.MAX_CONNECTIONS
 
