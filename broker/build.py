@@ -479,11 +479,11 @@ def build_app(broker: Broker) -> ASGIApp:
         return broker.life.draining
 
     probes = Probes(broker.store, broker.github, can_sign, draining=draining)
-    described = document()
+    described = json_response(document()).body  # once: it is long, and anyone may ask for it
 
     async def openapi(request: Request) -> Response:
         del request
-        return json_response(described)
+        return Response(described, media_type="application/json")
 
     @asynccontextmanager
     async def lifespan(app: Router) -> AsyncIterator[None]:

@@ -27,7 +27,7 @@ from broker import settings as broker_settings
 from broker.build import Broker, Life, build, build_app
 from broker.observe import configure_logging
 from broker.settings import Settings
-from broker.web.protocol import BoundedProtocol
+from broker.web.protocol import BoundedProtocol, connection_limit
 
 _log = logging.getLogger("broker.serve")
 
@@ -43,7 +43,6 @@ _STARTUP_FAILURE: Final = 3
 _HURRY: Final = signal.SIGUSR1
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 75
-_MAX_CONCURRENT: Final = 4096
 _LOOK_S: Final = 0.25
 _YOUNG_S: Final = 5.0
 
@@ -64,7 +63,7 @@ def config_of(settings: Settings, broker: Broker) -> uvicorn.Config:
         server_header=False,
         date_header=True,
         backlog=_BACKLOG,
-        limit_concurrency=_MAX_CONCURRENT,
+        limit_concurrency=connection_limit(),
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(REQUESTS_S),
         ssl_context_factory=None if tls is None else lambda _config, _default: tls.listening,

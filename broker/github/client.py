@@ -13,12 +13,15 @@ import random
 import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Self
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Self, TypeVar
 
 import httpx
 
 from broker.errors import (
     GitHubError,
+    GitHubRejectedAppError,
     GitHubTimeoutError,
     GitHubUnavailableError,
     InstallationSuspendedError,
@@ -41,6 +44,8 @@ from broker.model import (
 )
 from broker.ports import Clock
 
+Parsed = TypeVar("Parsed")
+
 OnCall = Callable[[str, str, float, Mapping[str, str]], None]
 """Called after each attempt: route, outcome (``ok`` or an error's code), seconds, some reply headers."""
 
@@ -53,6 +58,15 @@ PENDING_KEY_DELAYS_S: Final = (2.0, 2.0, 2.0, 2.0, 2.0)
 
 YOUNG_TOKEN_DELAYS_S: Final = (1.0, 2.0, 3.0)
 """A token just minted may be refused for some seconds, until GitHub's replicas know it."""
+
+REJECTED_FOR_S: Final = 5.0
+"""An app that GitHub has refused does not ask again for so long: GitHub locks out whoever keeps failing
+("Authenticating to the REST API", failed login limit)."""
+
+SPARE_RETRIES: Final = 20.0
+RETRY_REGAINED_EACH_S: Final = 3.0
+RETRY_PER_SUCCESS: Final = 0.5
+"""Retries come out of a purse, so that an outage is met with little more than the calls themselves."""
 
 YOUNG_TOKEN_S: Final = 10.0
 PROBE_TIMEOUT_S: Final = 5.0
@@ -138,6 +152,8 @@ class GitHubClient:
         self._jitter = jitter
         self._http: httpx.AsyncClient | None = None
         self._minted_at: dict[bytes, float] = {}
+        self._purse = _RetryPurse()
+        self._rejected: _Rejection | None = None
         self.last_ok_at: float | None = None
         self.last_error_code: str | None = None
         self.observed_skew_s: float | None = None
@@ -169,7 +185,7 @@ class GitHubClient:
         Raises:
             GitHubError: GitHub refused or failed.
         """
-        return wire.parse_app(await self._as_app(wire.get_app(self._base_url)))
+        return self._understood(wire.parse_app, await self._as_app(wire.get_app(self._base_url)))
 
     async def installation(self, installation_id: int) -> Installation:
         """Return an installation by its id (``checked_at`` is 0).
@@ -178,9 +194,8 @@ class GitHubClient:
             InstallationGoneError: there is none of that id.
             GitHubError: GitHub refused or failed.
         """
-        return wire.parse_installation_by_id(
-            await self._as_app(wire.get_installation(self._base_url, installation_id))
-        )
+        reply = await self._as_app(wire.get_installation(self._base_url, installation_id))
+        return self._understood(wire.parse_installation_by_id, reply)
 
     async def repository_installation(self, repository: RepositoryName) -> Installation:
         """Return the installation that reaches a repository (``checked_at`` is 0).
@@ -190,7 +205,7 @@ class GitHubClient:
             GitHubError: GitHub refused or failed.
         """
         reply = await self._as_app(wire.get_repository_installation(self._base_url, repository))
-        return wire.parse_installation(reply, owner=repository.owner)
+        return self._understood(partial(wire.parse_installation, owner=repository.owner), reply)
 
     async def owner_installation(self, owner: str) -> Installation:
         """Return the installation on an organization or user (``checked_at`` is 0).
@@ -205,7 +220,7 @@ class GitHubClient:
             raise
         except NotInstalledError:
             reply = await self._as_app(wire.get_owner_installation(self._base_url, owner, user=True))
-        return wire.parse_installation(reply, owner=owner)
+        return self._understood(partial(wire.parse_installation, owner=owner), reply)
 
     async def installations(self) -> Sequence[Installation]:
         """Return all installations of the app on organizations and users, each once.
@@ -219,7 +234,7 @@ class GitHubClient:
         found: dict[int, Installation] = {}
         for page in range(1, MAX_PAGES + 1):
             reply = await self._as_app(wire.get_installations(self._base_url, page=page))
-            items = wire.parse_installations(reply)
+            items = self._understood(wire.parse_installations, reply)
             before = len(found)
             # Pages shift while they are read, so an installation may come twice; the later one counts.
             found.update((item.id, item) for item in items)
@@ -250,7 +265,7 @@ class GitHubClient:
         )
         reply = await self._as_app(request)
         try:
-            minted = wire.parse_minted(reply)
+            minted = self._understood(wire.parse_minted, reply)
         except UntrustedReplyError:
             token = wire.find_token(reply)
             if token is not None:
@@ -283,7 +298,7 @@ class GitHubClient:
         error = _trouble(request.route, reply)
         if error is not None:
             raise error
-        return wire.parse_repository_page(reply, page=page)
+        return self._understood(partial(wire.parse_repository_page, page=page), reply)
 
     async def probe_git(self, token: Secret, repository: str) -> bool:
         """Return whether git's own endpoint accepts the token for ``owner/name`` already.
@@ -302,8 +317,18 @@ class GitHubClient:
             return False
         raise GitHubUnavailableError(wire.describe(request.route, reply))
 
+    def _understood(self, parse: Callable[[Reply], Parsed], reply: Reply) -> Parsed:
+        """Return what a success says; one that makes no sense is GitHub's trouble as much as a refusal."""
+        try:
+            return parse(reply)
+        except UntrustedReplyError as error:
+            self.last_error_code = error.code
+            raise
+
     async def _as_app(self, request: Request) -> Reply:
         """Send as the app and return a success; mend the clock or the key that GitHub refused."""
+        if self._rejected is not None and self._rejected.holds(self._signer.numbers):
+            raise GitHubRejectedAppError(self._rejected.cause)
         deadline = asyncio.get_running_loop().time() + self._budget_s
         signed = self._signer.signed(self._signer.active)
         refused: set[int] = set()
@@ -326,6 +351,10 @@ class GitHubClient:
             elif fault is JwtFault.PENDING and (delay := next(waits, None)) is not None:
                 await self._pause(delay, deadline, error)
             else:
+                if fault in {JwtFault.KEY, JwtFault.ISSUER, JwtFault.PENDING}:
+                    self._rejected = _Rejection(
+                        str(error), self._signer.numbers, asyncio.get_running_loop().time()
+                    )
                 raise error
             signed = self._signer.signed(signed.key_index)
 
@@ -373,8 +402,9 @@ class GitHubClient:
             else:
                 error = wire.classify(request.route, reply) if reply.status >= _SERVER_ERROR else None
                 if error is None:
+                    self._purse.earn()
                     return reply
-            if attempt >= self._retries:
+            if attempt >= self._retries or not self._purse.spend():
                 raise error
             asked = error.retry_after_s
             delay = self._jitter() * min(_BACKOFF_CAP_S, _BACKOFF_BASE_S * 2**attempt)
@@ -498,6 +528,39 @@ class GitHubClient:
             follow_redirects=False,
             trust_env=False,
         )
+
+
+class _RetryPurse:
+    """So many retries are left; time and successes put some back."""
+
+    def __init__(self) -> None:
+        self._left = SPARE_RETRIES
+        self._at = 0.0
+
+    def earn(self) -> None:
+        self._left = min(SPARE_RETRIES, self._left + RETRY_PER_SUCCESS)
+
+    def spend(self) -> bool:
+        """Take one; False if there is none."""
+        now = asyncio.get_running_loop().time()
+        self._left = min(SPARE_RETRIES, self._left + (now - self._at) / RETRY_REGAINED_EACH_S)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Rejection:
+    """GitHub's "no" to the app, and the numbers of the keys it was about."""
+
+    cause: str
+    keys: tuple[int, ...]
+    at: float
+
+    def holds(self, keys: tuple[int, ...]) -> bool:
+        return keys == self.keys and asyncio.get_running_loop().time() - self.at < REJECTED_FOR_S
 
 
 def _trouble(route: Route, reply: Reply) -> GitHubError | None:

@@ -37,10 +37,10 @@ class AdminGate:
         Raises:
             InvalidApiKeyError: unknown, wrong, expired or revoked.
             ForbiddenError: no admin.
-            RateLimitedError: the key's own limit is used up.
+            RateLimitedError: the key's own limit is used up, or too many unknown keys come from its address.
             StoreError: the store cannot tell.
         """
-        caller = await self._issuer.identify(presented)
+        caller = await self._issuer.identify(presented, origin)
         actor = Actor(caller.id, caller.name, origin.request_id, origin.client_ip)
         try:
             await self._limits.take(caller)

@@ -304,15 +304,21 @@ class Minter:
             )
 
     async def _wait_until_accepted(self, token: LiveToken) -> None:
-        """Try a new token against git's endpoint until it is accepted, or ``_PROBE_FOR_S`` have passed."""
-        deadline = asyncio.get_running_loop().time() + _PROBE_FOR_S
+        """Try a new token against git's endpoint until it is accepted, or ``_PROBE_FOR_S`` have passed.
+
+        Either way it is kept: GitHub has said that it is good, so what the probe gains is only time. An
+        endpoint that gives no answer is not asked again, as it may be out of the broker's reach.
+        """
+        repository = token.repositories[0] if token.repositories else ""
         delay = 0.1
-        with contextlib.suppress(GitHubError):
-            while token.repositories and not await self._github.probe_git(token.token, token.repositories[0]):
-                if asyncio.get_running_loop().time() + delay > deadline:
-                    return
-                await asyncio.sleep(delay)
-                delay = min(1.0, delay * 2)
+        try:
+            async with asyncio.timeout(_PROBE_FOR_S):
+                while not await self._github.probe_git(token.token, repository):
+                    await asyncio.sleep(delay)
+                    delay = min(1.0, delay * 2)
+        except (TimeoutError, GitHubError) as error:
+            cause = str(error) or f"refused for {_PROBE_FOR_S:g} s"
+            _log.warning("git's endpoint has not accepted a new token", extra={"cause": cause})
 
     async def _keep(
         self, lead: Lead, grant: Grant, token: LiveToken, minted: MintedToken, seen: Snapshot
@@ -452,4 +458,6 @@ _BY_CODE: Final = {
 def error_of(failure: Failure) -> BrokerError:
     """Return a kept failure as the error it was."""
     kind = _BY_CODE.get(failure.code, errors.GitHubUnavailableError)
+    if failure.public == GitHubTimeoutError.public:
+        kind = GitHubTimeoutError  # which shares its code, and not its status
     return kind("failed a moment ago", public=failure.public, retry_after_s=failure.retry_after_s)

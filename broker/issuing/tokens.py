@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.access.keys import PresentedKey
-from broker.access.limits import RateLimiter
+from broker.access.limits import RateLimiter, Strangers
 from broker.access.policy import authenticate, authorize
 from broker.audit import Auditor
 from broker.errors import (
@@ -135,26 +135,37 @@ class Issuer:
         self._auditor = auditor
         self._settings = settings
         self._handed: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._strangers = Strangers()
 
     # -- who asks --------------------------------------------------------------------------------
 
-    async def identify(self, presented: PresentedKey) -> ApiKeyRecord:
+    async def identify(self, presented: PresentedKey, origin: Origin) -> ApiKeyRecord:
         """Return the caller's record.
 
         Raises:
             InvalidApiKeyError: unknown, wrong, expired or revoked.
+            RateLimitedError: too many such keys come from that address.
             StoreError: the store cannot tell; also for the key from the settings.
         """
-        return (await self._read(presented, None))[0]
+        return (await self._read(presented, None, origin))[0]
 
-    async def _read(self, presented: PresentedKey, scope: Scope | None) -> tuple[ApiKeyRecord, Snapshot]:
+    async def _read(
+        self, presented: PresentedKey, scope: Scope | None, origin: Origin
+    ) -> tuple[ApiKeyRecord, Snapshot]:
         """READ, and who it is; again if the key's record changed in that very moment."""
-        seen = await self._store.read(ReadQuery(presented.id, scope))
+        await self._strangers.wait(presented, origin.client_ip)
         try:
-            return self._authenticated(presented, seen), seen
-        except OvertakenError:
             seen = await self._store.read(ReadQuery(presented.id, scope))
-            return self._authenticated(presented, seen), seen
+            try:
+                caller = self._authenticated(presented, seen)
+            except OvertakenError:
+                seen = await self._store.read(ReadQuery(presented.id, scope))
+                caller = self._authenticated(presented, seen)
+        except InvalidApiKeyError:
+            self._strangers.failed(presented, origin.client_ip)
+            raise
+        self._strangers.succeeded(presented)
+        return caller, seen
 
     async def admitted(self, presented: PresentedKey, origin: Origin) -> ApiKeyRecord:
         """Return the caller's record and count the request against the key's own limit.
@@ -162,7 +173,7 @@ class Issuer:
         Raises:
             BrokerError: as ``identify``; ``RateLimitedError``, which is audited.
         """
-        caller = await self.identify(presented)
+        caller = await self.identify(presented, origin)
         try:
             await self._limits.take(caller)
         except RateLimitedError as error:
@@ -223,7 +234,7 @@ class Issuer:
     ) -> Issued:
         way = _Way(refresh=request.refresh)
         for attempt in range(_ATTEMPTS):
-            caller, seen = await self._read(presented, request.scope)
+            caller, seen = await self._read(presented, request.scope, origin)
             who[:] = [caller]
             if attempt == 0:
                 await self._limits.take(caller)
@@ -347,7 +358,9 @@ class Issuer:
             reason=str(error),
         )
         if who is None or isinstance(error, InvalidApiKeyError):
-            self._auditor.log(event)  # before authentication: strangers can't fill the store
+            # Before authentication: strangers can't fill the store, nor, from one address, the log.
+            if count := self._strangers.lines(origin.client_ip):
+                self._auditor.log(event if count == 1 else replace(event, count=count))
         else:
             await self._auditor.denied(event)
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from broker.sandbox.exchange import Reply
 
@@ -41,6 +41,8 @@ class Fault:
         hold: wait until a test sets this event.
         reset: cut the connection (TCP reset) instead of replying.
         truncate: promise the whole reply, send half of it, cut the connection.
+        stall: fall silent in the middle of the reply's ``head`` or ``body``, until ``hold`` is set (then the
+            connection is cut) or the client leaves.
         after_effect: do the work first (the mint happens), then misbehave.
         rewrite: function from the true reply's JSON to what is sent instead.
         when: one more condition on the call.
@@ -57,6 +59,7 @@ class Fault:
     hold: threading.Event | None = None
     reset: bool = False
     truncate: bool = False
+    stall: Literal["head", "body"] | None = None
     after_effect: bool = False
     rewrite: Callable[[Any], Any] | None = None
     when: Callable[[Call], bool] | None = None

@@ -24,7 +24,7 @@ from broker.sandbox.exchange import (
 )
 from broker.sandbox.git import GitRefusalError
 from broker.sandbox.journal import Call, authorization_kind
-from broker.sandbox.server import RESET_EXTENSION
+from broker.sandbox.server import RESET_EXTENSION, WRITE_EXTENSION
 from broker.sandbox.state import Standing
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Front:
                 return
         call.status = reply.status
         self._dress(reply, call, surface)
-        await _send(request, reply, send, truncate=fault is not None and fault.truncate)
+        await _send(request, reply, send, fault)
 
     def _surface(self, request: Request) -> tuple[str, str]:
         # the path as sent: an encoded slash must stay within its segment
@@ -270,7 +270,7 @@ async def _body(request: Request) -> bytes | None:
 
 
 async def _wait(fault: Fault) -> None:
-    while fault.hold is not None and not fault.hold.is_set():  # noqa: ASYNC110 - set from another thread
+    while fault.stall is None and fault.hold is not None and not fault.hold.is_set():  # noqa: ASYNC110 - set from another thread
         await asyncio.sleep(_HOLD_POLL_S)
     await asyncio.sleep(fault.delay_s)
 
@@ -284,18 +284,42 @@ async def _reset(request: Request) -> None:
         pass
 
 
-async def _send(request: Request, reply: Reply, send: Send, *, truncate: bool) -> None:
+async def _stall(request: Request, reply: Reply, send: Send, fault: Fault) -> None:
+    """Send half of the head, or the head and half of the body, then nothing more."""
+    if fault.stall == "head":
+        write = request.scope.get("extensions", {}).get(WRITE_EXTENSION)
+        if write is None:
+            raise RuntimeError("only ThreadedServer can write half a head")
+        write(b"HTTP/1.1 200 OK\r\nserver: github.com\r\ncontent-ty")
+    else:
+        await _send_half(reply, send)
+    gone = asyncio.ensure_future(request.receive())
+    while not gone.done() and (fault.hold is None or not fault.hold.is_set()):
+        await asyncio.wait([gone], timeout=_HOLD_POLL_S)
+    gone.cancel()
+    await _reset(request)
+
+
+async def _send_half(reply: Reply, send: Send) -> None:
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    if truncate:
-        part = reply.body[: len(reply.body) // 2]
-        await send({"type": "http.response.body", "body": part, "more_body": True})
+    part = reply.body[: len(reply.body) // 2]
+    await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+async def _send(request: Request, reply: Reply, send: Send, fault: Fault | None) -> None:
+    if fault is not None and fault.stall is not None:
+        await _stall(request, reply, send, fault)
+    elif fault is not None and fault.truncate:
+        await _send_half(reply, send)
         # the transport writes at once what fits the socket's buffer; give the rest one turn
         await asyncio.sleep(0.01)
         await _reset(request)
-        return
-    body = b"" if request.method == "HEAD" else reply.body
-    await send({"type": "http.response.body", "body": body})
+    else:
+        body = b"" if request.method == "HEAD" else reply.body
+        headers = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in reply.headers.items()]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 RESET_EXTENSION = "sandbox.reset"
+WRITE_EXTENSION = "sandbox.write"
 
 _HOST = "127.0.0.1"
 _GRACE_S = 1
@@ -29,7 +30,8 @@ class ThreadedServer:
     """An ASGI app served on 127.0.0.1 from a thread of this process.
 
     It may be stopped and started again; the port stays the same. The scope has the extension
-    ``sandbox.reset``: a callable that cuts the connection with a TCP reset.
+    ``sandbox.reset``: a callable that cuts the connection with a TCP reset; and ``sandbox.write``: one
+    that writes raw bytes.
 
     Args:
         app: any ASGI app; its lifespan is run.
@@ -167,14 +169,16 @@ async def _serve(server: _Server, listener: socket.socket) -> None:
 
 
 class _Resettable:
-    """Put ``sandbox.reset`` into the scope, from the connection that uvicorn hides behind ``send``."""
+    """Put both extensions into the scope, from the connection that uvicorn hides behind ``send``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope.setdefault("extensions", {})[RESET_EXTENSION] = _resetter(send)
+            extensions = scope.setdefault("extensions", {})
+            extensions[RESET_EXTENSION] = _resetter(send)
+            extensions[WRITE_EXTENSION] = _writer(send)
         await self._app(scope, receive, send)
 
 
@@ -187,3 +191,10 @@ def _resetter(send: Any) -> Callable[[], None]:  # noqa: ANN401 - a bound method
         transport.abort()
 
     return reset
+
+
+def _writer(send: Any) -> Callable[[bytes], None]:  # noqa: ANN401 - a bound method of uvicorn's cycle
+    def write(raw: bytes) -> None:
+        send.__self__.transport.write(raw)
+
+    return write

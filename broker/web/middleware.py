@@ -13,7 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from broker.errors import BrokerError, GitHubTimeoutError, MethodNotAllowedError, NotFoundError, RequestError
+from broker.errors import (
+    BrokerError,
+    GitHubTimeoutError,
+    MethodNotAllowedError,
+    NotFoundError,
+    RateLimitedError,
+    RequestError,
+)
 from broker.observe import REQUEST_ID
 from broker.ports import Meter
 from broker.redaction import holds_secret
@@ -29,6 +36,11 @@ OTHER_ROUTE: Final = "other"
 
 CLIENT_GONE: Final = 499
 """How the metrics call the status of a request whose client left before there was one."""
+
+MAX_AT_ONCE: Final = 1024
+"""Requests in work at once, in a process; well below the connections, so that a probe finds room."""
+
+_PROBES: Final = frozenset({"/livez", "/readyz"})
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -107,6 +119,7 @@ class Edge:
         self._trusted = tuple(trusted_proxies)
         self._meter = meter or Meter()
         self._draining = draining
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -138,7 +151,9 @@ class Edge:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
+        self._running += 1
         try:
+            self._find_room(scope)
             await self._routed(scope, receive, answer)
         except BrokerError as error:
             _tell(error)
@@ -153,6 +168,21 @@ class Edge:
             if given.status:
                 raise
             await self._problem(BrokerError(str(type(error))), shown, answer, given)
+        finally:
+            self._running -= 1
+
+    def _find_room(self, scope: Scope) -> None:
+        """Let a request in.
+
+        Raises:
+            RateLimitedError: too many are in work, and it is no probe.
+        """
+        if self._running > MAX_AT_ONCE and scope["path"] not in _PROBES:
+            raise RateLimitedError(
+                "too many requests at once",
+                public="Too many requests at once. Try again.",
+                retry_after_s=1.0,
+            )
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

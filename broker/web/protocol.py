@@ -1,21 +1,116 @@
-"""The HTTP/1.1 protocol under uvicorn, with bounds that its parser does not have; reads the socket."""
+"""The HTTP/1.1 protocol under uvicorn, with the bounds that it does not have; reads the socket.
 
+uvicorn's httptools parser collects headers without a limit, waits for ever for the end of a head, and
+for ever for a client that does not read its answer. A connection that waits for its client holds room
+that others need: each such wait has an end here, and near the limit of connections whoever has kept
+us waiting longest goes first, so that idle or slow connections never crowd out a probe or a caller.
+"""
+
+import asyncio
+import resource
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_HEAD_BYTES: Final = 32 * 1024
 """Of a request line with all its headers; a little more may arrive with the read that goes beyond."""
+
+MAX_HEADERS: Final = 100
+"""Short headers take forty times the room of their bytes."""
+
+HEAD_WITHIN_S: Final = 10.0
+"""From the accept, or from the first byte after an answer, to the end of the head."""
+
+READ_WITHIN_S: Final = 20.0
+"""How long a client may leave an answer unread."""
+
+SPARE: Final = 128
+"""So many connections below uvicorn's limit, those that wait for their clients begin to be closed."""
+
+
+MAX_CONNECTIONS: Final = 4096
+_OTHER_FILES: Final = 256
+"""Descriptors that are left for GitHub, the store and all else."""
+
+
+def connection_limit() -> int:
+    """Return how many connections are taken at once, after asking for that many files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(_OTHER_FILES, wanted - _OTHER_FILES)
+
+
+class TooManyHeadersError(Exception):
+    """The parser turns it into a 400."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request head does not end: it would fill the memory.
+    """One connection; see the module."""
 
-    uvicorn's httptools parser collects headers without a limit.
-    """
+    _waiting: dict["BoundedProtocol", None]
+    """Connections of this server that wait for their clients, longest first."""
 
     _head_bytes = 0
     _in_head = True
+    _answered = True
+    _head_timer: asyncio.TimerHandle | None = None
+    _answer_timer: asyncio.TimerHandle | None = None
+
+    # -- the transport's callbacks ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a head."""
+        super().connection_made(transport)
+        self._waiting = vars(self.server_state).setdefault("waiting", {})
+        self._wait()
+        self._expect_head()
+        if self.limit_concurrency is not None:
+            for _ in range(
+                len(self.connections) - self.limit_concurrency + min(SPARE, self.limit_concurrency // 4)
+            ):
+                longest = next(iter(self._waiting), None)
+                if longest is None or longest is self:
+                    break
+                longest._drop()  # noqa: SLF001 - one of our own
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._waiting.pop(self, None)
+        self._head_timer = _cancel(self._head_timer)
+        self._answer_timer = _cancel(self._answer_timer)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and all that it holds with it
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what arrived."""
+        if self._answered:
+            self._expect_head()  # uvicorn has just forgotten its keep-alive timer
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._drop()
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._wait()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._answer_timer = _cancel(self._answer_timer)
+        if not self._answered:
+            self._waiting.pop(self, None)
+
+    # -- the parser's callbacks ------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A head begins."""
@@ -23,15 +118,65 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header.
+
+        Raises:
+            TooManyHeadersError: it is one too many.
+        """
+        if len(self.headers) >= MAX_HEADERS:
+            raise TooManyHeadersError
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """A head is whole; what follows is bounded by who reads it."""
-        self._in_head = False
+        self._in_head = self._answered = False
+        self._head_timer = _cancel(self._head_timer)
         super().on_headers_complete()
 
-    def data_received(self, data: bytes) -> None:
-        """Parse what arrived."""
-        super().data_received(data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self.transport.close()
+    def on_message_complete(self) -> None:
+        """A request is whole: from now on its client waits for us."""
+        self._waiting.pop(self, None)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer is written, perhaps not sent."""
+        self._answered = not self.pipeline  # else the next request is in work at once
+        super().on_response_complete()
+        if self._answered:
+            self._wait()
+            self.cycle.body.clear()  # what of the request nobody has read
+        if self.transport.is_closing():
+            self._expect_reading()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection."""
+        super().timeout_keep_alive_handler()
+        self._expect_reading()
+
+    # -- what is waited for ----------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Note that it is the client's turn."""
+        self._waiting.pop(self, None)
+        self._waiting[self] = None
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self._drop)
+
+    def _expect_reading(self) -> None:
+        """Cut the connection if what was written is still not read by then: closing waits for it for ever."""
+        if self._answer_timer is None:
+            self._answer_timer = self.loop.call_later(READ_WITHIN_S, self._drop)
+
+    def _drop(self) -> None:
+        self._waiting.pop(self, None)
+        self.connections.discard(self)  # at once, so that a burst of accepts counts right
+        self.transport.abort()
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:
+    if timer is not None:
+        timer.cancel()
+    return None

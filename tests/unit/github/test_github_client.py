@@ -519,6 +519,68 @@ async def test_no_key_works(make_client: MakeClient, keys: Keys, clock: Any) -> 
     assert signer.active == 0
 
 
+@pytest.mark.parametrize("no", [refusal(401, DECODE), refusal(404, "Integration not found")])
+async def test_an_app_that_was_refused_does_not_keep_asking(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch, no: Any
+) -> None:
+    """GitHub locks out whoever keeps failing: for some seconds the answer is repeated, not asked for."""
+    script = Script(no)
+    client = make_client(script)
+    for _ in range(5):
+        with pytest.raises(GitHubRejectedAppError, match="GitHub, app: 40"):
+            await client.app()
+    assert len(script.seen) == 1
+    monkeypatch.setattr(client_module, "REJECTED_FOR_S", 0.0)
+    script.answers = [reply(200, APP)]
+    assert await client.app()
+
+
+async def test_a_refusal_of_the_app_is_forgotten_with_its_keys(
+    make_client: MakeClient, keys: Keys, clock: Any
+) -> None:
+    script = Script(refusal(401, DECODE), reply(200, APP))
+    signer = Signer(issuer="1", keys=keys[:1], clock=clock)
+    client = make_client(script, signer=signer)
+    with pytest.raises(GitHubRejectedAppError):
+        await client.app()
+    client._signer = Signer(issuer="1", keys=keys[1:2], clock=clock)
+    assert await client.app()
+
+
+@pytest.mark.parametrize(
+    "no", [refusal(403, "Although you appear to have the correct … IP allow list"), reply(500)]
+)
+async def test_other_refusals_stop_nobody(make_client: MakeClient, no: Any) -> None:
+    script = Script(no)
+    client = make_client(script, retries=0)
+    for _ in range(3):
+        with pytest.raises(GitHubError):
+            await client.app()
+    assert len(script.seen) == 3
+
+
+async def test_retries_come_out_of_a_purse(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long outage is met with little more than the calls themselves; success fills it again."""
+    monkeypatch.setattr(client_module, "RETRY_REGAINED_EACH_S", 1e9)
+    script = Script(reply(502))
+    client = make_client(script)
+    for _ in range(50):
+        with pytest.raises(GitHubUnavailableError):
+            await client.app()
+    assert len(script.seen) == 50 + client_module.SPARE_RETRIES
+    script.answers = [reply(200, APP)]
+    for _ in range(6):
+        await client.app()
+    script.answers, script.seen = [reply(502)], []
+    with pytest.raises(GitHubUnavailableError):
+        await client.app()
+    assert len(script.seen) == 4
+    monkeypatch.setattr(client_module, "RETRY_REGAINED_EACH_S", 1e-3)
+    await asyncio.sleep(0.05)
+    script.answers, script.seen = [reply(502), reply(502), reply(502), reply(200, APP)], []
+    assert await client.app()
+
+
 async def test_many_calls_at_once_agree_on_the_key(make_client: MakeClient, keys: Keys, clock: Any) -> None:
     signer = Signer(issuer="1", keys=keys, clock=clock)
     good = signer.signed(1).text

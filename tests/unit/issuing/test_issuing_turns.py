@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from broker.errors import GitHubTimeoutError
 from broker.issuing.turns import Turns
 
 
@@ -88,3 +89,51 @@ async def test_nothing_is_lost_under_random_cancellation() -> None:
         assert not watched.turns._waiting
     assert watched.most <= 3
     assert watched.most_of_one <= 2
+
+
+async def test_a_queue_is_bounded_for_each_owner_and_in_all() -> None:
+    turns = Turns(total=1, per_owner=1, waiting=5, waiting_per_owner=3)
+    free = asyncio.Event()
+
+    async def work(owner: str) -> None:
+        async with turns.turn(owner):
+            await free.wait()
+
+    async def full(owner: str) -> bool:
+        task = asyncio.create_task(work(owner))
+        tasks.append(task)
+        await asyncio.sleep(0)
+        return task.done() and isinstance(task.exception(), GitHubTimeoutError)
+
+    tasks: list[asyncio.Task[None]] = []
+    assert [await full("flood") for _ in range(6)] == [False] * 4 + [True] * 2
+    assert [await full(owner) for owner in ("b", "c", "d")] == [False, False, True]
+    free.set()
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(each is None for each in found) == 6
+    refused = next(each for each in found if isinstance(each, GitHubTimeoutError))
+    assert refused.retry_after_s
+    assert turns._running == {}
+    assert not turns._waiting
+
+
+async def test_whoever_waits_too_long_leaves() -> None:
+    turns = Turns(total=1, per_owner=1, within_s=0.05)
+    free = asyncio.Event()
+    order: list[str] = []
+
+    async def work(name: str) -> None:
+        async with turns.turn("a"):
+            order.append(name)
+            await free.wait()
+
+    holder = asyncio.create_task(work("first"))
+    await asyncio.sleep(0)
+    with pytest.raises(GitHubTimeoutError):
+        await work("late")
+    assert not turns._waiting
+    next_one = asyncio.create_task(work("next"))
+    free.set()
+    await asyncio.gather(holder, next_one)
+    assert order == ["first", "next"], "the turn of the one who left went to the next"
+    assert turns._running == {}

@@ -1,5 +1,6 @@
 """The edge: who the client is, which request id is believed, what becomes of an unexpected error."""
 
+import asyncio
 import ipaddress
 import json
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from broker.errors import BrokerError, ForbiddenError
+from broker.web import middleware
 from broker.web.middleware import Edge, client_address
 
 PROXIES = [ipaddress.ip_network(one) for one in ("10.0.0.0/8", "fd00::/8", "192.0.2.1")]
@@ -110,3 +112,27 @@ async def test_after_the_answer_has_begun_there_is_no_second_one() -> None:
     with pytest.raises(BrokerError):
         await Edge(late, [])({"type": "http", "headers": [], "client": None}, receive, send)
     assert sent == ["http.response.start"]
+
+
+async def test_so_many_at_once_and_probes_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in work is bounded; the one that is too many is told to come again, a probe is answered."""
+    monkeypatch.setattr(middleware, "MAX_AT_ONCE", 2)
+    free = asyncio.Event()
+
+    async def work(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/work":
+            await free.wait()
+        raise ForbiddenError
+
+    transport = httpx.ASGITransport(Edge(work, []))
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+        running = [asyncio.create_task(http.get("/work")) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        refused = await http.get("/work")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert refused.headers["retry-after"] == "1"
+        for probe in ("/livez", "/readyz"):
+            assert (await http.get(probe)).status_code == 403, "it got through to the routes"
+        free.set()
+        assert [(await one).status_code for one in running] == [403, 403]
+        assert (await http.get("/work")).status_code == 403
