@@ -543,7 +543,7 @@ async def test_a_refusal_of_the_app_is_forgotten_with_its_keys(
     client = make_client(script, signer=signer)
     with pytest.raises(GitHubRejectedAppError):
         await client.app()
-    client._signer = Signer(issuer="1", keys=keys[1:2], clock=clock)
+    client._signer.replace(keys[1:2])
     assert await client.app()
 
 
