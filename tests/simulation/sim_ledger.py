@@ -16,6 +16,8 @@ from broker.model import Scope, Target, TargetKind
 V = TypeVar("V")
 STILL_TRAVELS_S = 6.0
 """A write that failed for its sender may still take effect so long after."""
+RECORD_S = 1.0
+"""Records of keys hold whole seconds."""
 LOOK_UP_S = 3.0
 QUICK_LOOK_UP_S = 0.2
 """Between ACQUIRE and the mint there may be a look-up; the quick one where nothing is ever slow."""
@@ -84,11 +86,17 @@ class Key:
     born_ending: bool = False
     """Made by a rotation of a key that had an end already."""
     ends: list[Write[float]] = field(default_factory=list)
-    """Each with the time that it sets as the end; none of them brings a later end."""
+    """Each with the earliest time that it can mean as the end; none of them brings a later end."""
 
     def ended(self, at: float) -> bool:
         """Return whether it certainly had ended."""
-        return any(one.acknowledged and max(one.value, one.in_effect_by) <= at for one in self.ends)
+        return any(
+            one.acknowledged and max(one.value + _took(one) + RECORD_S, one.in_effect_by) <= at
+            for one in self.ends
+        )
+
+    def may_have_ended(self, at: float) -> bool:
+        return any(one.began <= at and one.value <= at for one in self.ends)
 
     def certain(self, at: float) -> bool:
         """Return whether it is known what it may do."""
@@ -98,6 +106,10 @@ class Key:
         return not self.ended(since) and any(
             _covers(patterns, scope) for patterns in self.patterns.possible(since, until)
         )
+
+
+def _took(write: Write[float]) -> float:
+    return (write.began if write.returned is None else write.returned) - write.began
 
 
 def _covers(patterns: Sequence[str], scope: Scope) -> bool:
@@ -307,7 +319,7 @@ class Ledger:
                 first.setdefault((row.body.get("token_sha256"), row.body.get("key_id")), row.at)
         for one in self.given:
             at = first.get((one.sha, one.key.id))
-            if at is None or at > one.given_at:
+            if at is None or at >= one.given_at:  # the answer of the store takes time, if only a tick
                 yield f"audit: {one.request_id} was given a token before that was on record"
 
 

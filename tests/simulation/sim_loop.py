@@ -2,13 +2,17 @@
 
 import asyncio
 import heapq
-from collections.abc import Coroutine
-from contextvars import ContextVar, copy_context
+import math
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
 from enum import Enum
 from typing import Any
 
 MOST_STEPS = 400_000
 """More callbacks than any story needs: two of them wait for each other in circles."""
+
+TICK_S = 2.0**-20
+"""Time goes in whole ticks: so it stays exact, to the last bit, when Unix seconds are made of it and back."""
 
 
 class StuckError(Exception):
@@ -83,7 +87,12 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def leap(self, seconds: float) -> None:
         """Let time pass without anything happening in it; what has become due happens at its end."""
-        self._now += seconds
+        self._now = _on_tick(self._now + seconds)
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        return super().call_at(_on_tick(when), callback, *args, context=context)
 
     def take_back(self, machine: Machine) -> None:
         self._ready.extend(machine.held)
@@ -116,3 +125,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle._run()
             elif machine.talks or machine.state is State.DEAD:
                 machine.held.append(handle)
+
+
+def _on_tick(when: float) -> float:
+    """Return the first tick that is not before ``when``."""
+    return math.ceil(when / TICK_S) * TICK_S

@@ -16,7 +16,7 @@ from sim_store import EPOCH, Database, SimulatedSqlite, StoreClock, Wire
 from sim_weather import CALM, Weather
 
 from broker.access.keys import PresentedKey, parse
-from broker.errors import BrokerError, StoreError
+from broker.errors import BrokerError, InvalidApiKeyError, StoreError
 from broker.issuing.ending import Actor
 from broker.issuing.keys import KeyChange, KeyPolicy, KeyRegister
 from broker.issuing.tokens import Issued, Origin, TokenRequest
@@ -29,6 +29,7 @@ STEPS = 10
 PATIENCE_S = 40.0
 REST_S = 90.0
 HOOK_WITHIN_S = 10.0
+SHORT_OVERLAP_S = 2
 WIDGETS = RepositoryName("acme", "widgets")
 GADGETS = RepositoryName("acme", "gadgets")
 SCOPES = (
@@ -303,7 +304,7 @@ class Story:
             (key, scope)
             for key in self.ledger.keys
             for scope in SCOPES
-            if key.may(scope, self.now, self.now)
+            if key.may(scope, self.now + REST_S, self.now + REST_S)  # none that ends meanwhile
             and not any(any(history.possible(self.now, self.now)) for history in self.ledger.blocks.values())
         ]
         if not able:
@@ -356,6 +357,10 @@ class Story:
             self.presented[key.label], TokenRequest(scope, min_ttl, refresh), Origin(request_id, None)
         )
         issued = await self._call(replica, request_id, work)
+        if isinstance(issued, InvalidApiKeyError) and not key.may_have_ended(self.now):
+            self.ledger.violations.append(
+                f"rule 7: {request_id}: {key.label} is refused, and it has not ended"
+            )
         if not isinstance(issued, Issued):
             return False
         given = Given(key, scope, issued.token.sha256, asked_at, self.now, min_ttl, issued.cached, request_id)
@@ -525,7 +530,7 @@ class Story:
 
     async def _rotate(self, key: Key | None = None) -> None:
         key = key or self.chance.choice(self.ledger.keys)
-        overlap = self.chance.choice((0, 0, 2, 600))
+        overlap = self.chance.choice((0, 0, SHORT_OVERLAP_S, 600))
         request_id = self.request_id("rotate")
         began = self.now
         self.tell(f"{request_id} {key.label} overlap={overlap}")
@@ -539,7 +544,9 @@ class Story:
             key.ends,
         )
         if isinstance(answer, tuple):
-            write.value += self.now - began
+            if overlap == SHORT_OVERLAP_S:
+                last = self.chance.uniform(0.5, 1.0) * overlap
+                self.spawn(self._after(last, lambda: self._ask(key, self.chance.choice(SCOPES), 0)))
             text, record = answer
             if record.repositories not in key.patterns.possible(began, self.now):
                 self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
