@@ -376,20 +376,23 @@ class Story:
         gone = replica.machine.gone
         await asyncio.wait([task, gone], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            task.add_done_callback(functools.partial(self._expected, request_id))
             task.cancel()
             self.tell(f"{request_id} no answer")
             return None
         if task.cancelled():
             self.tell(f"{request_id} hung up")
             return None
+        self._expected(request_id, task)
         error = task.exception()
-        if error is None:
-            self.tell(f"{request_id} ok")
-            return task.result()
-        if not isinstance(error, BrokerError):
+        self.tell(f"{request_id} {getattr(error, 'code', '') if error else 'ok'}")
+        return error or task.result()
+
+    def _expected(self, request_id: str, task: "asyncio.Task[Any]") -> None:
+        """See that a request, also one that nobody waits for any more, fails in no way but the broker's own."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, BrokerError):
             self.ledger.violations.append(f"{request_id} failed with {error!r}")
-        self.tell(f"{request_id} {getattr(error, 'code', '')}")
-        return error
 
     # -- admins ----------------------------------------------------------------------------------
 
