@@ -23,9 +23,11 @@ from broker.errors import (
     OvertakenError,
     RateLimitedError,
     StoreError,
+    StoreUnavailableError,
     UntrustedReplyError,
 )
-from broker.issuing.installations import POLL_S, Installations, again, kept, pause_for
+from broker.issuing.following import Following
+from broker.issuing.installations import Installations, again, kept, pause_for
 from broker.issuing.minted import check_minted
 from broker.issuing.turns import Turns
 from broker.model import (
@@ -189,30 +191,27 @@ class Minter:
         scope = grant.scope
         before = seen.raw_token()
         budget = MintBudget(grant.key_id, self._settings.budget_per_minute)
+        following = Following()
         while True:
-            match await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead):
-                case Lead() as lead:
-                    return await self._measured(self._lead(lead, grant, seen, ahead=ahead), ahead=ahead)
-                case Paused(retry_after_s):
-                    raise GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
-                case OverBudget(retry_after_s):
-                    raise RateLimitedError(
-                        "the key's budget of fresh mints is used up",
-                        public="This key has asked for too many new tokens this minute.",
-                        retry_after_s=retry_after_s,
-                    )
-                case Failure() as failure:
-                    raise error_of(failure)
-                case Wait():
-                    await asyncio.sleep(POLL_S)
-                case Changed():
-                    pass
-            seen = await self._store.read(ReadQuery(scope=scope))
+            try:
+                acquired = await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead)
+                if not isinstance(acquired, Wait | Changed):
+                    break
+                if isinstance(acquired, Wait):
+                    await following.pause()
+                seen = await self._store.read(ReadQuery(scope=scope))
+            except StoreUnavailableError as error:
+                await following.bear(error)
+                continue
+            following.answered()
             if seen.raw_token() != before:
                 token = seen.token()
                 if token is not None:
                     return token.sha256
                 before = seen.raw_token()
+        if isinstance(acquired, Lead):
+            return await self._measured(self._lead(acquired, grant, seen, ahead=ahead), ahead=ahead)
+        raise _refusal(acquired)
 
     # -- leading ---------------------------------------------------------------------------------
 
@@ -397,6 +396,21 @@ class Minter:
         task = asyncio.create_task(revoke_or_tell(), name="late-revocation")
         self._dying.add(task)
         task.add_done_callback(self._dying.discard)
+
+
+def _refusal(acquired: Paused | OverBudget | Failure) -> BrokerError:
+    """Return why nobody may mint now."""
+    match acquired:
+        case Paused(retry_after_s):
+            return GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
+        case OverBudget(retry_after_s):
+            return RateLimitedError(
+                "the key's budget of fresh mints is used up",
+                public="This key has asked for too many new tokens this minute.",
+                retry_after_s=retry_after_s,
+            )
+        case Failure():
+            return error_of(acquired)
 
 
 async def _given(tasks: Collection["asyncio.Task[Any]"], until: float) -> None:

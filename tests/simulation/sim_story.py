@@ -389,7 +389,7 @@ class Story:
         return error or task.result()
 
     def _expected(self, request_id: str, task: "asyncio.Task[Any]") -> None:
-        """See that a request, also one that nobody waits for any more, fails in no way but the broker's own."""
+        """See that a request fails in no way but the broker's own, also if nobody waits for it any more."""
         error = None if task.cancelled() else task.exception()
         if error is not None and not isinstance(error, BrokerError):
             self.ledger.violations.append(f"{request_id} failed with {error!r}")
