@@ -232,8 +232,8 @@ class Minter:
     async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
         async with kept(self._store, lead) as ours:
             try:
-                token, minted = await self._new_token(lead, grant.scope, seen, ours)
-                return await self._keep(lead, grant, token, minted, seen)
+                token, offset = await self._new_token(lead, grant.scope, seen, ours)
+                return await self._keep(lead, grant, token, offset, seen)
             except BrokerError as error:
                 error = self._with_hint(error)
                 with contextlib.suppress(StoreError):
@@ -261,17 +261,21 @@ class Minter:
 
     async def _new_token(
         self, lead: Lead, scope: Scope, seen: Snapshot, ours: Callable[[], bool]
-    ) -> tuple[LiveToken, MintedToken]:
-        """Mint and check; a stale installation id is looked up again once, in the same call."""
+    ) -> tuple[LiveToken, float]:
+        """Mint and check; a stale installation id is looked up again once, in the same call.
+
+        Returns:
+            The token, and GitHub's clock minus the store's, in seconds.
+        """
         probe = RepositoryName(*scope.repositories[0].split("/")) if scope.repositories else None
         installation = seen.installation()
         if installation is None:
             installation = await self._installations.find(scope.owner, probe)
         try:
-            minted = await self._mint(scope, installation, ours)
+            minted, asked_at = await self._mint(scope, installation, ours)
         except InstallationGoneError:
             installation = await self._installations.find(scope.owner, probe, not_id=installation.id)
-            minted = await self._mint(scope, installation, ours)
+            minted, asked_at = await self._mint(scope, installation, ours)
         try:
             token = check_minted(
                 minted,
@@ -286,9 +290,12 @@ class Minter:
             raise
         if self._settings.probe_git and token.repositories and "contents" in token.permissions:
             await self._wait_until_accepted(token)
-        return token, minted
+        return token, gh_offset(minted, store_now=asked_at)
 
-    async def _mint(self, scope: Scope, installation: Installation, ours: Callable[[], bool]) -> MintedToken:
+    async def _mint(
+        self, scope: Scope, installation: Installation, ours: Callable[[], bool]
+    ) -> tuple[MintedToken, float]:
+        """Return GitHub's reply, and the store's time when it was asked for."""
         if installation.foreign:
             raise errors.BlockedError("the owner's account changed", public=OWNER_CHANGED)
         if installation.suspended:
@@ -296,11 +303,13 @@ class Minter:
         async with self._turns.turn(scope.owner):
             if not ours():
                 raise OvertakenError("the lease was lost before GitHub was asked", retry_after_s=1.0)
-            return await self._github.mint(
+            asked_at = self._store.now()
+            minted = await self._github.mint(
                 installation.id,
                 repositories=_bare_names(scope),
                 permissions=scope.permissions,
             )
+            return minted, asked_at
 
     async def _wait_until_accepted(self, token: LiveToken) -> None:
         """Try a new token against git's endpoint until it is accepted, or ``_PROBE_FOR_S`` have passed."""
@@ -313,12 +322,9 @@ class Minter:
                 await asyncio.sleep(delay)
                 delay = min(1.0, delay * 2)
 
-    async def _keep(
-        self, lead: Lead, grant: Grant, token: LiveToken, minted: MintedToken, seen: Snapshot
-    ) -> str:
+    async def _keep(self, lead: Lead, grant: Grant, token: LiveToken, offset: float, seen: Snapshot) -> str:
         scope = grant.scope
-        offset = gh_offset(minted, store_now=self._store.now())
-        moved = offset is not None and abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
+        moved = abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
         event = AuditEvent(
             Event.TOKEN_MINTED,
             key_id=grant.key_id,
@@ -335,7 +341,7 @@ class Minter:
                 lead,
                 scope,
                 token,
-                gh_offset=offset if moved and offset is not None else seen.gh_offset,
+                gh_offset=offset if moved else seen.gh_offset,
                 moved=moved,
                 event=event,
             )
@@ -435,9 +441,10 @@ OWNER_CHANGED: Final = (
 )
 
 
-def gh_offset(minted: MintedToken, *, store_now: float) -> float | None:
+def gh_offset(minted: MintedToken, *, store_now: float) -> float:
     """Return GitHub's clock minus the store's, in seconds, as a mint shows it.
 
+    ``store_now`` is the time before GitHub was asked: so a slow reply makes lives look shorter, never longer.
     ``Date`` is believed if the expiry agrees with it (a token lives one hour). If not, a proxy may have
     made it up, or tokens live shorter here: then the later of both, so that no dead token seems good.
     """

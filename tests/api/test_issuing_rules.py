@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from harness import Inside, World, bearer
-from stage import HandClock, Shifted, events, pair, until, verdict, wrap_backend
+from stage import HandClock, Shifted, Wrapped, events, pair, until, verdict, wrap_backend
 
 from broker.access.limits import RateLimiter
 from broker.errors import StoreUnavailableError
+from broker.ports import ReadQuery
 from broker.sandbox.faults import Fault
 from broker.store.backend import CommitArgs
 
@@ -140,6 +141,27 @@ async def test_life_is_measured_by_githubs_clock(world: World, skew_s: float) ->
         clock.at += HOUR - 330
         assert (await app.token(key, "acme/widgets")).json()["token"] == first
         clock.at += 60
+        assert (await app.token(key, "acme/widgets")).json()["token"] != first
+
+
+async def test_a_slow_reply_makes_no_life_longer(world: World) -> None:
+    """GitHub's ``Date`` is as old as the way back took: it is compared with the time of the question."""
+    clock = on_hand_clock(world)
+    async with world.inside(clock=clock, token_min_ttl=300, token_refresh_ahead=300) as app:
+        minter = app.broker.minter
+        inner = minter._github
+
+        async def slow(*arguments: Any, **named: Any) -> Any:
+            minted = await inner.mint(*arguments, **named)
+            clock.at += 4  # less than a lease
+            await app.broker.store.read(ReadQuery())
+            return minted
+
+        minter._github = Wrapped(inner, mint=slow)  # type: ignore[assignment]
+        key = await app.key("acme/*")
+        first = (await app.token(key, "acme/widgets")).json()["token"]
+        clock.at += HOUR - 4 - 298
+        minter._github = inner
         assert (await app.token(key, "acme/widgets")).json()["token"] != first
 
 

@@ -257,14 +257,15 @@ class Story:
         """Let time pass to shortly before or after the end of some token."""
         await self._quiet()
         github = self.world.github
-        live = [one.expires_at - github.now() for one in github.minted.values() if github.alive(one)]
-        before_s = self.chance.choice((-10.0, 100.0, 270.0, 500.0, 850.0, 1500.0))
-        seconds = max(60.0, self.chance.choice(live) - before_s) if live else 700.0
+        live = [one for one in github.minted.values() if github.alive(one)]
+        before_s = self.chance.choice((-10.0, 100.0, 270.0, 296.0, 500.0, 850.0, 1500.0))
+        aged = self.chance.choice(live) if live else None
+        seconds = max(60.0, aged.expires_at - github.now() - before_s) if aged else 700.0
         self.world.loop.leap(seconds)
         self.ledger.disturbances.append((self.now, self.now))
         self.tell(f"{seconds:.3f} s pass")
         await asyncio.sleep(0.05)
-        await self._ask_many()
+        await self._ask_many(next((one for one in SCOPES if aged and aged.of(one)), None))
 
     @staticmethod
     async def _after(seconds: float, scene: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -323,8 +324,8 @@ class Story:
         found = self.chance.choice(self.replicas)
         return found if found.ready and found.machine.talks else None
 
-    async def _ask_many(self) -> None:
-        scope = self.chance.choice(SCOPES)
+    async def _ask_many(self, scope: Scope | None = None) -> None:
+        scope = scope or self.chance.choice(SCOPES)
         key = self._able(scope)
         for _ in range(self.chance.choice((1, 2, 3, 5))):
             if self.chance.random() < 0.3:
