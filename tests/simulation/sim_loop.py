@@ -80,6 +80,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._made = 0
         self.steps = 0
 
     def time(self) -> float:
@@ -92,27 +94,33 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_at(
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        return super().call_at(_on_tick(when), callback, *args, context=context)
+        when = _on_tick(when)
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._made += 1  # what is due at the same time happens in the order in which it was asked for
+        heapq.heappush(self._timers, (when, self._made, handle))
+        return handle
 
     def take_back(self, machine: Machine) -> None:
         self._ready.extend(machine.held)
         machine.held.clear()
 
+    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: object) -> Any:
+        raise StuckError(f"a thread's time is not virtual: {func}")
+
     def _write_to_self(self) -> None:
         """Nothing sleeps here that would have to be woken."""
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready and not self._stopping:
-            if not scheduled:
+            if not timers:
                 raise StuckError("everybody waits and nothing is due")
-            self._now = max(self._now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
+            self._now = max(self._now, timers[0][0])
+        now = self._now
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers)[2])
         self.steps += len(ready)
         if self.steps > MOST_STEPS:
             raise StuckError(f"more than {MOST_STEPS} steps")

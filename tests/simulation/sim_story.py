@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+        return hashlib.sha256("\n".join((*self.trace, str(self.steps))).encode()).hexdigest()
 
 
 @functools.cache
@@ -651,8 +651,8 @@ def play(seed: int, parts: Parts | None = None, favourite: str = "") -> Outcome:
             loop.run_until_complete(story.play(keys))
         except StuckError as error:
             story.ledger.violations.append(f"stuck: {error}")
-        violations = story.ledger.judge(github, database, weather.faults)
         _bury(loop, story)
+        violations = story.ledger.judge(github, database, weather.faults)
     finally:
         loop.close()
         database.close()
