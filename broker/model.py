@@ -221,10 +221,11 @@ class ApiKeyRecord:
     version: int = 1
 
     def ended(self, now: float) -> bool:
-        """Return whether the key is revoked or expired at ``now`` (store time, Unix seconds)."""
-        return (self.revoked_at is not None and self.revoked_at <= now) or (
-            self.expires_at is not None and self.expires_at <= now
-        )
+        """Return whether the key is revoked, or expired at ``now`` (store time, Unix seconds).
+
+        What is revoked is so whenever that was: the store's clock may be behind the one that it had then.
+        """
+        return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
 
 
 @dataclass(frozen=True, slots=True)

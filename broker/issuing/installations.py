@@ -20,14 +20,15 @@ from broker.errors import (
     NotInstalledError,
     RenamedError,
     StoreError,
+    StoreUnavailableError,
 )
+from broker.issuing.following import POLL_S, Following
 from broker.issuing.turns import Turns
 from broker.model import Installation, RepositoryName, Scope, Target, TargetKind
 from broker.ports import AuditEvent, EndKind, Event, GitHub, Lead, ReadQuery, Store
 
 _log = logging.getLogger(__name__)
 
-POLL_S: Final = 0.025
 RENEW_S: Final = 1.5
 _WAIT_FOR_OTHERS_S: Final = 30.0
 _CHECK_WAIT_S: Final = 5.0
@@ -126,13 +127,19 @@ class Installations:
     ) -> Installation | BrokerError:
         try:
             async with asyncio.timeout(_WAIT_FOR_OTHERS_S):
+                following = Following()
                 while True:
-                    known = await self._known(owner)
-                    if known is not None and known.id != not_id:
-                        return known
-                    lead = await self._store.lease(f"o:{owner}")
+                    try:
+                        known = await self._known(owner)
+                        if known is not None and known.id != not_id:
+                            return known
+                        lead = await self._store.lease(f"o:{owner}")
+                    except StoreUnavailableError as error:
+                        await following.bear(error)
+                        continue
+                    following.answered()
                     if lead is None:
-                        await asyncio.sleep(POLL_S)
+                        await following.pause()
                         continue
                     found = await self._ask(lead, owner, probe, not_id)
                     if found is not None:

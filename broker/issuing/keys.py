@@ -1,5 +1,6 @@
 """The register of API keys; each change of one is a compare-and-set of its whole record in the store."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -245,12 +246,12 @@ class KeyRegister:
 
     async def _end_rotated(self, entry: KeyEntry, overlap_s: int, event: AuditEvent) -> bool:
         """End the old key if it still is what the new one is a copy of."""
-        now = int(self._store.now())
+        now = self._store.now()
         if overlap_s:
-            ends = min(now + overlap_s, entry.record.expires_at or now + overlap_s)
-            after = replace(entry.record, expires_at=ends)
+            ends = math.ceil(now + overlap_s)  # records hold whole seconds; all of the overlap is promised
+            after = replace(entry.record, expires_at=min(ends, entry.record.expires_at or ends))
         else:
-            after = replace(entry.record, revoked_at=now)
+            after = replace(entry.record, revoked_at=int(now))
         if await self._store.write_key(entry, after, event, narrows=True) is None:
             return False
         self._log(event)

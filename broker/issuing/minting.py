@@ -23,9 +23,11 @@ from broker.errors import (
     OvertakenError,
     RateLimitedError,
     StoreError,
+    StoreUnavailableError,
     UntrustedReplyError,
 )
-from broker.issuing.installations import POLL_S, Installations, again, kept, pause_for
+from broker.issuing.following import Following
+from broker.issuing.installations import Installations, again, kept, pause_for
 from broker.issuing.minted import check_minted
 from broker.issuing.turns import Turns
 from broker.model import (
@@ -189,30 +191,27 @@ class Minter:
         scope = grant.scope
         before = seen.raw_token()
         budget = MintBudget(grant.key_id, self._settings.budget_per_minute)
+        following = Following()
         while True:
-            match await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead):
-                case Lead() as lead:
-                    return await self._measured(self._lead(lead, grant, seen, ahead=ahead), ahead=ahead)
-                case Paused(retry_after_s):
-                    raise GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
-                case OverBudget(retry_after_s):
-                    raise RateLimitedError(
-                        "the key's budget of fresh mints is used up",
-                        public="This key has asked for too many new tokens this minute.",
-                        retry_after_s=retry_after_s,
-                    )
-                case Failure() as failure:
-                    raise error_of(failure)
-                case Wait():
-                    await asyncio.sleep(POLL_S)
-                case Changed():
-                    pass
-            seen = await self._store.read(ReadQuery(scope=scope))
+            try:
+                acquired = await self._store.acquire(scope, seen=seen, budget=budget, ahead=ahead)
+                if not isinstance(acquired, Wait | Changed):
+                    break
+                if isinstance(acquired, Wait):
+                    await following.pause()
+                seen = await self._store.read(ReadQuery(scope=scope))
+            except StoreUnavailableError as error:
+                await following.bear(error)
+                continue
+            following.answered()
             if seen.raw_token() != before:
                 token = seen.token()
                 if token is not None:
                     return token.sha256
                 before = seen.raw_token()
+        if isinstance(acquired, Lead):
+            return await self._measured(self._lead(acquired, grant, seen, ahead=ahead), ahead=ahead)
+        raise _refusal(acquired)
 
     # -- leading ---------------------------------------------------------------------------------
 
@@ -233,8 +232,8 @@ class Minter:
     async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
         async with kept(self._store, lead) as ours:
             try:
-                token, minted = await self._new_token(lead, grant.scope, seen, ours)
-                return await self._keep(lead, grant, token, minted, seen)
+                token, offset = await self._new_token(lead, grant.scope, seen, ours)
+                return await self._keep(lead, grant, token, offset, seen)
             except BrokerError as error:
                 error = self._with_hint(error)
                 with contextlib.suppress(StoreError):
@@ -262,17 +261,21 @@ class Minter:
 
     async def _new_token(
         self, lead: Lead, scope: Scope, seen: Snapshot, ours: Callable[[], bool]
-    ) -> tuple[LiveToken, MintedToken]:
-        """Mint and check; a stale installation id is looked up again once, in the same call."""
+    ) -> tuple[LiveToken, float]:
+        """Mint and check; a stale installation id is looked up again once, in the same call.
+
+        Returns:
+            The token, and GitHub's clock minus the store's, in seconds.
+        """
         probe = RepositoryName(*scope.repositories[0].split("/")) if scope.repositories else None
         installation = seen.installation()
         if installation is None:
             installation = await self._installations.find(scope.owner, probe)
         try:
-            minted = await self._mint(scope, installation, ours)
+            minted, asked_at = await self._mint(scope, installation, ours)
         except InstallationGoneError:
             installation = await self._installations.find(scope.owner, probe, not_id=installation.id)
-            minted = await self._mint(scope, installation, ours)
+            minted, asked_at = await self._mint(scope, installation, ours)
         try:
             token = check_minted(
                 minted,
@@ -287,9 +290,12 @@ class Minter:
             raise
         if self._settings.probe_git and token.repositories and "contents" in token.permissions:
             await self._wait_until_accepted(token)
-        return token, minted
+        return token, gh_offset(minted, store_now=asked_at)
 
-    async def _mint(self, scope: Scope, installation: Installation, ours: Callable[[], bool]) -> MintedToken:
+    async def _mint(
+        self, scope: Scope, installation: Installation, ours: Callable[[], bool]
+    ) -> tuple[MintedToken, float]:
+        """Return GitHub's reply, and the store's time when it was asked for."""
         if installation.foreign:
             raise errors.BlockedError("the owner's account changed", public=OWNER_CHANGED)
         if installation.suspended:
@@ -297,11 +303,13 @@ class Minter:
         async with self._turns.turn(scope.owner):
             if not ours():
                 raise OvertakenError("the lease was lost before GitHub was asked", retry_after_s=1.0)
-            return await self._github.mint(
+            asked_at = self._store.now()
+            minted = await self._github.mint(
                 installation.id,
                 repositories=_bare_names(scope),
                 permissions=scope.permissions,
             )
+            return minted, asked_at
 
     async def _wait_until_accepted(self, token: LiveToken) -> None:
         """Try a new token against git's endpoint until it is accepted, or ``_PROBE_FOR_S`` have passed.
@@ -320,12 +328,9 @@ class Minter:
             cause = str(error) or f"refused for {_PROBE_FOR_S:g} s"
             _log.warning("git's endpoint has not accepted a new token", extra={"cause": cause})
 
-    async def _keep(
-        self, lead: Lead, grant: Grant, token: LiveToken, minted: MintedToken, seen: Snapshot
-    ) -> str:
+    async def _keep(self, lead: Lead, grant: Grant, token: LiveToken, offset: float, seen: Snapshot) -> str:
         scope = grant.scope
-        offset = gh_offset(minted, store_now=self._store.now())
-        moved = offset is not None and abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
+        moved = abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
         event = AuditEvent(
             Event.TOKEN_MINTED,
             key_id=grant.key_id,
@@ -342,7 +347,7 @@ class Minter:
                 lead,
                 scope,
                 token,
-                gh_offset=offset if moved and offset is not None else seen.gh_offset,
+                gh_offset=offset if moved else seen.gh_offset,
                 moved=moved,
                 event=event,
             )
@@ -405,6 +410,21 @@ class Minter:
         task.add_done_callback(self._dying.discard)
 
 
+def _refusal(acquired: Paused | OverBudget | Failure) -> BrokerError:
+    """Return why nobody may mint now."""
+    match acquired:
+        case Paused(retry_after_s):
+            return GitHubRateLimitedError("a pause that GitHub asked for", retry_after_s=retry_after_s)
+        case OverBudget(retry_after_s):
+            return RateLimitedError(
+                "the key's budget of fresh mints is used up",
+                public="This key has asked for too many new tokens this minute.",
+                retry_after_s=retry_after_s,
+            )
+        case Failure():
+            return error_of(acquired)
+
+
 async def _given(tasks: Collection["asyncio.Task[Any]"], until: float) -> None:
     """Give tasks time until ``until`` (of the loop's clock), then cancel them."""
     if not tasks:
@@ -427,9 +447,10 @@ OWNER_CHANGED: Final = (
 )
 
 
-def gh_offset(minted: MintedToken, *, store_now: float) -> float | None:
+def gh_offset(minted: MintedToken, *, store_now: float) -> float:
     """Return GitHub's clock minus the store's, in seconds, as a mint shows it.
 
+    ``store_now`` is the time before GitHub was asked: so a slow reply makes lives look shorter, never longer.
     ``Date`` is believed if the expiry agrees with it (a token lives one hour). If not, a proxy may have
     made it up, or tokens live shorter here: then the later of both, so that no dead token seems good.
     """

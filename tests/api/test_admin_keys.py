@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id
 from harness import World, bearer, unknown_key
-from stage import wrap_backend
+from stage import HandClock, wrap_backend
 
 
 async def test_create_show_list_and_change(any_world: World) -> None:
@@ -262,13 +262,28 @@ async def test_rotation_with_an_overlap(any_world: World) -> None:
         assert new["id"] != old["id"]
         assert (await app.token(old["key"], "acme/widgets")).status_code == 200
         assert (await app.token(new["key"], "acme/widgets")).status_code == 200
-        await asyncio.sleep(2.1)
+        await asyncio.sleep(3.1)  # a record holds whole seconds
         assert (await app.token(old["key"], "acme/widgets")).status_code == 401
         assert (await app.token(new["key"], "acme/widgets")).status_code == 200
         again = await stage.call("POST", f"/keys/{old['id']}/rotate", json={})
         assert (again.status_code, again.json()["code"]) == (409, "conflict")
         events = [one["event"] for one in await stage.events(key_id=old["id"])]
         assert [name for name in events if name.startswith("key.")] == ["key.created", "key.rotated"]
+
+
+async def test_an_overlap_is_not_cut_short(world: World) -> None:
+    """Records hold whole seconds: the end is rounded up."""
+    clock = HandClock(at=1_800_000_000.9)
+    async with world.inside(clock=clock) as app:
+        stage = await AdminStage.of(world, app)
+        old = await stage.made("acme/*")
+        assert (
+            await stage.call("POST", f"/keys/{old['id']}/rotate", json={"overlap_seconds": 2})
+        ).status_code == 201
+        clock.at += 1.9
+        assert (await app.token(old["key"], "acme/widgets")).status_code == 200
+        clock.at += 1.1
+        assert (await app.token(old["key"], "acme/widgets")).status_code == 401
 
 
 async def test_rotation_without_an_overlap_ends_the_old_key_at_once(any_world: World) -> None:

@@ -2,12 +2,16 @@
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
-from harness import World, bearer
-from stage import HandClock, Shifted, events, pair, until, verdict, wrap_backend
+from harness import Inside, World, bearer
+from stage import HandClock, Shifted, Wrapped, events, pair, until, verdict, wrap_backend
 
 from broker.access.limits import RateLimiter
+from broker.errors import StoreUnavailableError
+from broker.ports import ReadQuery
 from broker.sandbox.faults import Fault
 from broker.store.backend import CommitArgs
 
@@ -140,6 +144,27 @@ async def test_life_is_measured_by_githubs_clock(world: World, skew_s: float) ->
         assert (await app.token(key, "acme/widgets")).json()["token"] != first
 
 
+async def test_a_slow_reply_makes_no_life_longer(world: World) -> None:
+    """GitHub's ``Date`` is as old as the way back took: it is compared with the time of the question."""
+    clock = on_hand_clock(world)
+    async with world.inside(clock=clock, token_min_ttl=300, token_refresh_ahead=300) as app:
+        minter = app.broker.minter
+        inner = minter._github
+
+        async def slow(*arguments: Any, **named: Any) -> Any:
+            minted = await inner.mint(*arguments, **named)
+            clock.at += 4  # less than a lease
+            await app.broker.store.read(ReadQuery())
+            return minted
+
+        minter._github = Wrapped(inner, mint=slow)  # type: ignore[assignment]
+        key = await app.key("acme/*")
+        first = (await app.token(key, "acme/widgets")).json()["token"]
+        clock.at += HOUR - 4 - 298
+        minter._github = inner
+        assert (await app.token(key, "acme/widgets")).json()["token"] != first
+
+
 # -- rules 3 and 5: one mint, one look-up ---------------------------------------------------------------
 
 
@@ -169,6 +194,60 @@ async def test_fifty_at_once_on_two_replicas_cost_the_same(any_world: World) -> 
         assert {verdict(answer) for answer in answers} == {OK}
         assert len({answer.json()["token"] for answer in answers}) == 1
         assert (world.github.count("repo_installation"), world.github.count("mint")) == (1, 1)
+
+
+class Away:
+    """A store that one replica does not reach while ``away``."""
+
+    def __init__(self, app: Inside) -> None:
+        self.away = False
+        inner = app.broker.store._backend
+
+        def unless_away(call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+            async def called(*arguments: Any, **named: Any) -> Any:
+                if self.away:
+                    raise StoreUnavailableError("away")
+                return await call(*arguments, **named)
+
+            return called
+
+        instead = {name: unless_away(getattr(inner, name)) for name in ("read", "acquire", "lease")}
+        self.calls = wrap_backend(app, **instead).calls
+
+
+@pytest.mark.parametrize("what", ["mint", "repo_installation"])
+@pytest.mark.parametrize("back", [True, False])
+async def test_who_follows_bears_a_store_that_is_away_for_a_moment(
+    world: World, what: str, *, back: bool
+) -> None:
+    """What another replica does goes on meanwhile; a store that stays away is a 503 soon."""
+    hold = threading.Event()
+    world.github.faults.add(Fault(route=what, hold=hold, times=1))
+    try:
+        async with pair(world) as (one, two):
+            key = await one.key("acme/*")
+            leads = asyncio.create_task(one.token(key, "acme/widgets"))
+            await until(lambda: world.github.count(what) == 1)
+            store = Away(two)
+            # Another scope of the same owner waits for the look-up only.
+            wanted = "acme/widgets" if what == "mint" else "acme/gadgets"
+            follows = asyncio.create_task(two.token(key, wanted))
+            await until(lambda: store.calls.get("acquire" if what == "mint" else "lease", 0) > 2)
+            store.away = True
+            tried = sum(store.calls.values())
+            await until(lambda: sum(store.calls.values()) > tried + 3)
+            if not back:
+                async with asyncio.timeout(10):
+                    assert verdict(await follows) == (503, "store_unavailable")
+            store.away = False
+            hold.set()
+            assert verdict(await leads) == OK
+            if back:
+                assert verdict(await follows) == OK
+            assert world.github.count("repo_installation") == 1
+            assert world.github.count("mint") == (2 if back and what != "mint" else 1)
+    finally:
+        hold.set()
 
 
 async def test_many_cold_scopes_of_an_owner_cost_one_look_up(any_world: World) -> None:

@@ -23,6 +23,7 @@ from broker.model import (
     MintedToken,
     RepositoryName,
     RepositoryPage,
+    Scope,
     Secret,
     token_sha256,
 )
@@ -49,6 +50,9 @@ class Minted:
     told: bool
     """Whether the answer reached who asked."""
     dead_at: float | None = None
+
+    def of(self, scope: Scope) -> bool:
+        return self.scope == (scope.owner, scope.repositories, scope.permissions)
 
     @property
     def scope(self) -> tuple[str, tuple[str, ...] | None, tuple[str, ...]]:

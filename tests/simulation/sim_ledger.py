@@ -16,14 +16,21 @@ from broker.model import Scope, Target, TargetKind
 V = TypeVar("V")
 STILL_TRAVELS_S = 6.0
 """A write that failed for its sender may still take effect so long after."""
-LOOK_UP_S = 3.0
-QUICK_LOOK_UP_S = 0.2
-"""Between ACQUIRE and the mint there may be a look-up; the quick one where nothing is ever slow."""
-COMMIT_WITHIN_S = 6.0
+RECORD_S = 1.0
+"""Records of keys hold whole seconds."""
+SLOW_S = 13.0
+QUICK_S = 0.3
+"""From ACQUIRE to the mint (there may be a look-up), and from the mint to COMMIT: the time limits of GitHub
+and the store; the quick one where nothing is ever slow."""
 LEASE_S = 15.0
 """So long after a fault a lease may still be lost by it: GitHub's time limit and the lease's life."""
-CLOCK_SLACK_S = 20.0
-"""GitHub's clock is known as well as its slowest answer (10 s) lets it be, and an answer takes time."""
+CLOCK_LATE_S = 3.0
+"""By so much lives may look longer: ``CLOCK_TOLERANCE_S``, and a ``Date`` is in whole seconds."""
+CLOCK_EARLY_S = 13.0
+"""By so much they may look shorter: that, and the slowest answer of GitHub."""
+RELEASE_S = 4.0
+QUICK_RELEASE_S = 0.2
+"""From the READ that finds a token good to its release: the time limits of READ and HAND."""
 
 
 @dataclass(eq=False)
@@ -84,11 +91,17 @@ class Key:
     born_ending: bool = False
     """Made by a rotation of a key that had an end already."""
     ends: list[Write[float]] = field(default_factory=list)
-    """Each with the time that it sets as the end; none of them brings a later end."""
+    """Each with the earliest time that it can mean as the end; none of them brings a later end."""
 
     def ended(self, at: float) -> bool:
         """Return whether it certainly had ended."""
-        return any(one.acknowledged and max(one.value, one.in_effect_by) <= at for one in self.ends)
+        return any(
+            one.acknowledged and max(one.value + _took(one) + RECORD_S, one.in_effect_by) <= at
+            for one in self.ends
+        )
+
+    def may_have_ended(self, at: float) -> bool:
+        return any(one.began <= at and one.value <= at for one in self.ends)
 
     def certain(self, at: float) -> bool:
         """Return whether it is known what it may do."""
@@ -98,6 +111,10 @@ class Key:
         return not self.ended(since) and any(
             _covers(patterns, scope) for patterns in self.patterns.possible(since, until)
         )
+
+
+def _took(write: Write[float]) -> float:
+    return (write.began if write.returned is None else write.returned) - write.began
 
 
 def _covers(patterns: Sequence[str], scope: Scope) -> bool:
@@ -210,9 +227,15 @@ class Ledger:
             minted = github.minted.get(one.sha)
             if minted is None or not one.cached:
                 continue
-            left = minted.expires_at - (EPOCH + one.given_at + github.clock_off_s)
-            if left < max(one.min_ttl_s, MIN_TTL_S) - CLOCK_SLACK_S:
+            left = minted.expires_at - (EPOCH + self._read_at(one) + github.clock_off_s)
+            if left < max(one.min_ttl_s, MIN_TTL_S) - CLOCK_LATE_S:
                 yield f"rule 2: {one.request_id} was given a token with {left:.1f} s left"
+
+    def _read_at(self, one: Given) -> float:
+        """Return the earliest time of the READ by which a token was given."""
+        if any(began <= one.given_at and one.asked_at <= ended for began, ended in self.troubles):
+            return one.asked_at  # its replica may have been stopped in between
+        return max(one.asked_at, one.given_at - (RELEASE_S if self.slow else QUICK_RELEASE_S))
 
     # -- rule 3 ----------------------------------------------------------------------------------
 
@@ -240,8 +263,8 @@ class Ledger:
 
     def _excused(self, one: Minted, faults: Sequence[float]) -> bool:
         """Return whether an ending came in its way, or a fault that can cost a lease."""
-        look_up_s = LOOK_UP_S if self.slow else QUICK_LOOK_UP_S
-        since, until = one.asked_at - look_up_s, one.minted_at + COMMIT_WITHIN_S
+        way_s = SLOW_S if self.slow else QUICK_S
+        since, until = one.asked_at - way_s, one.minted_at + way_s
         if any(began <= until and since <= ended for began, ended in self.disturbances):
             return True
         since, until = since - LEASE_S, until + LEASE_S
@@ -252,12 +275,12 @@ class Ledger:
     def _needless(self, github: SimulatedGitHub, before: Minted, after: Minted) -> bool:
         since, until = before.asked_at - 0.5, after.asked_at
         left = before.expires_at - (EPOCH + until + github.clock_off_s)
-        if left < REFRESH_AHEAD_S + CLOCK_SLACK_S:
+        if left < REFRESH_AHEAD_S + CLOCK_EARLY_S:
             return False
         if any(began <= until and since <= ended for began, ended in self.disturbances):
             return False
         return not any(
-            since <= at <= until and (refresh or min_ttl_s > left - CLOCK_SLACK_S)
+            since <= at <= until and (refresh or min_ttl_s > left - CLOCK_EARLY_S)
             for at, _, min_ttl_s, refresh in self.asked
         )
 
@@ -307,7 +330,7 @@ class Ledger:
                 first.setdefault((row.body.get("token_sha256"), row.body.get("key_id")), row.at)
         for one in self.given:
             at = first.get((one.sha, one.key.id))
-            if at is None or at > one.given_at:
+            if at is None or at >= one.given_at:  # the answer of the store takes time, if only a tick
                 yield f"audit: {one.request_id} was given a token before that was on record"
 
 

@@ -2,13 +2,17 @@
 
 import asyncio
 import heapq
-from collections.abc import Coroutine
-from contextvars import ContextVar, copy_context
+import math
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
 from enum import Enum
 from typing import Any
 
 MOST_STEPS = 400_000
 """More callbacks than any story needs: two of them wait for each other in circles."""
+
+TICK_S = 2.0**-20
+"""Time goes in whole ticks: so it stays exact, to the last bit, when Unix seconds are made of it and back."""
 
 
 class StuckError(Exception):
@@ -76,6 +80,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._made = 0
         self.steps = 0
 
     def time(self) -> float:
@@ -83,27 +89,38 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def leap(self, seconds: float) -> None:
         """Let time pass without anything happening in it; what has become due happens at its end."""
-        self._now += seconds
+        self._now = _on_tick(self._now + seconds)
+
+    def call_at(
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        when = _on_tick(when)
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._made += 1  # what is due at the same time happens in the order in which it was asked for
+        heapq.heappush(self._timers, (when, self._made, handle))
+        return handle
 
     def take_back(self, machine: Machine) -> None:
         self._ready.extend(machine.held)
         machine.held.clear()
 
+    def run_in_executor(self, executor: object, func: Callable[..., Any], *args: object) -> Any:
+        raise StuckError(f"a thread's time is not virtual: {func}")
+
     def _write_to_self(self) -> None:
         """Nothing sleeps here that would have to be woken."""
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
         if not ready and not self._stopping:
-            if not scheduled:
+            if not timers:
                 raise StuckError("everybody waits and nothing is due")
-            self._now = max(self._now, scheduled[0]._when)
-        while scheduled and scheduled[0]._when <= self._now:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
+            self._now = max(self._now, timers[0][0])
+        now = self._now
+        while timers and timers[0][0] <= now:
+            ready.append(heapq.heappop(timers)[2])
         self.steps += len(ready)
         if self.steps > MOST_STEPS:
             raise StuckError(f"more than {MOST_STEPS} steps")
@@ -116,3 +133,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
                 handle._run()
             elif machine.talks or machine.state is State.DEAD:
                 machine.held.append(handle)
+
+
+def _on_tick(when: float) -> float:
+    """Return the first tick that is not before ``when``."""
+    return math.ceil(when / TICK_S) * TICK_S

@@ -1,5 +1,6 @@
 """The broker with one of its checks taken out: what the simulation has to find."""
 
+import asyncio
 import copy
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -127,14 +128,24 @@ class WithoutLife(Issuer):
 class Credulous(Minter):
     """What GitHub returned is taken for what was asked."""
 
-    async def _mint(self, scope: Scope, *args: Any) -> MintedToken:
-        minted = await super()._mint(scope, *args)
-        return replace(
+    async def _mint(self, scope: Scope, *args: Any) -> tuple[MintedToken, float]:
+        minted, asked_at = await super()._mint(scope, *args)
+        believed = replace(
             minted,
             permissions=dict.fromkeys(scope.permissions, "read"),
             repositories=scope.repositories,
             selection="selected" if scope.repositories else "all",
         )
+        return believed, asked_at
+
+
+class LateClock(Minter):
+    """GitHub's clock is compared with the store's when the token has been tried out, be it long after."""
+
+    async def _mint(self, scope: Scope, *args: Any) -> tuple[MintedToken, float]:
+        minted, _ = await super()._mint(scope, *args)
+        await asyncio.sleep(5)
+        return minted, self._store.now()
 
 
 MUTANTS: Mapping[str, tuple[Parts, str, str]] = {
@@ -147,6 +158,7 @@ MUTANTS: Mapping[str, tuple[Parts, str, str]] = {
     "no marks at read": (Parts(backend=WithoutReadMarks), "_race", "rule 6"),
     "no record of hand-outs": (Parts(issuer=WithoutHand), "_race", "audit"),
     "no least life": (Parts(issuer=WithoutLife), "_age", "rule 2"),
+    "GitHub's clock read late": (Parts(minter=LateClock), "_age", "rule 2"),
     "no check of GitHub's reply": (Parts(minter=Credulous), "_cold", "rule 1"),
 }
 """What was taken out, the scene that shows it soonest, and the promise that breaks then."""

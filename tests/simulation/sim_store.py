@@ -138,5 +138,8 @@ class SimulatedSqlite(SqliteBackend):
             self._reader = self._wires()  # type: ignore[assignment]
             self._writer = self._wires()  # type: ignore[assignment]
 
+    async def warnings(self) -> list[str]:
+        return []
+
     def _same_file(self) -> bool:
         return True

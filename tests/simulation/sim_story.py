@@ -16,7 +16,7 @@ from sim_store import EPOCH, Database, SimulatedSqlite, StoreClock, Wire
 from sim_weather import CALM, Weather
 
 from broker.access.keys import PresentedKey, parse
-from broker.errors import BrokerError, StoreError
+from broker.errors import BrokerError, InvalidApiKeyError, StoreError
 from broker.issuing.ending import Actor
 from broker.issuing.keys import KeyChange, KeyPolicy, KeyRegister
 from broker.issuing.tokens import Issued, Origin, TokenRequest
@@ -29,6 +29,7 @@ STEPS = 10
 PATIENCE_S = 40.0
 REST_S = 90.0
 HOOK_WITHIN_S = 10.0
+SHORT_OVERLAP_S = 2
 WIDGETS = RepositoryName("acme", "widgets")
 GADGETS = RepositoryName("acme", "gadgets")
 SCOPES = (
@@ -61,7 +62,7 @@ class Outcome:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
+        return hashlib.sha256("\n".join((*self.trace, str(self.steps))).encode()).hexdigest()
 
 
 @functools.cache
@@ -256,14 +257,15 @@ class Story:
         """Let time pass to shortly before or after the end of some token."""
         await self._quiet()
         github = self.world.github
-        live = [one.expires_at - github.now() for one in github.minted.values() if github.alive(one)]
-        before_s = self.chance.choice((-10.0, 100.0, 270.0, 500.0, 850.0, 1500.0))
-        seconds = max(60.0, self.chance.choice(live) - before_s) if live else 700.0
+        live = [one for one in github.minted.values() if github.alive(one)]
+        before_s = self.chance.choice((-10.0, 100.0, 270.0, 296.0, 500.0, 850.0, 1500.0))
+        aged = self.chance.choice(live) if live else None
+        seconds = max(60.0, aged.expires_at - github.now() - before_s) if aged else 700.0
         self.world.loop.leap(seconds)
         self.ledger.disturbances.append((self.now, self.now))
         self.tell(f"{seconds:.3f} s pass")
         await asyncio.sleep(0.05)
-        await self._ask_many()
+        await self._ask_many(next((one for one in SCOPES if aged and aged.of(one)), None))
 
     @staticmethod
     async def _after(seconds: float, scene: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -303,7 +305,7 @@ class Story:
             (key, scope)
             for key in self.ledger.keys
             for scope in SCOPES
-            if key.may(scope, self.now, self.now)
+            if key.may(scope, self.now + REST_S, self.now + REST_S)  # none that ends meanwhile
             and not any(any(history.possible(self.now, self.now)) for history in self.ledger.blocks.values())
         ]
         if not able:
@@ -322,8 +324,8 @@ class Story:
         found = self.chance.choice(self.replicas)
         return found if found.ready and found.machine.talks else None
 
-    async def _ask_many(self) -> None:
-        scope = self.chance.choice(SCOPES)
+    async def _ask_many(self, scope: Scope | None = None) -> None:
+        scope = scope or self.chance.choice(SCOPES)
         key = self._able(scope)
         for _ in range(self.chance.choice((1, 2, 3, 5))):
             if self.chance.random() < 0.3:
@@ -356,6 +358,10 @@ class Story:
             self.presented[key.label], TokenRequest(scope, min_ttl, refresh), Origin(request_id, None)
         )
         issued = await self._call(replica, request_id, work)
+        if isinstance(issued, InvalidApiKeyError) and not key.may_have_ended(self.now):
+            self.ledger.violations.append(
+                f"rule 7: {request_id}: {key.label} is refused, and it has not ended"
+            )
         if not isinstance(issued, Issued):
             return False
         given = Given(key, scope, issued.token.sha256, asked_at, self.now, min_ttl, issued.cached, request_id)
@@ -371,20 +377,23 @@ class Story:
         gone = replica.machine.gone
         await asyncio.wait([task, gone], timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            task.add_done_callback(functools.partial(self._expected, request_id))
             task.cancel()
             self.tell(f"{request_id} no answer")
             return None
         if task.cancelled():
             self.tell(f"{request_id} hung up")
             return None
+        self._expected(request_id, task)
         error = task.exception()
-        if error is None:
-            self.tell(f"{request_id} ok")
-            return task.result()
-        if not isinstance(error, BrokerError):
+        self.tell(f"{request_id} {getattr(error, 'code', '') if error else 'ok'}")
+        return error or task.result()
+
+    def _expected(self, request_id: str, task: "asyncio.Task[Any]") -> None:
+        """See that a request fails in no way but the broker's own, also if nobody waits for it any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, BrokerError):
             self.ledger.violations.append(f"{request_id} failed with {error!r}")
-        self.tell(f"{request_id} {getattr(error, 'code', '')}")
-        return error
 
     # -- admins ----------------------------------------------------------------------------------
 
@@ -525,7 +534,7 @@ class Story:
 
     async def _rotate(self, key: Key | None = None) -> None:
         key = key or self.chance.choice(self.ledger.keys)
-        overlap = self.chance.choice((0, 0, 2, 600))
+        overlap = self.chance.choice((0, 0, SHORT_OVERLAP_S, 600))
         request_id = self.request_id("rotate")
         began = self.now
         self.tell(f"{request_id} {key.label} overlap={overlap}")
@@ -539,7 +548,9 @@ class Story:
             key.ends,
         )
         if isinstance(answer, tuple):
-            write.value += self.now - began
+            if overlap == SHORT_OVERLAP_S:
+                last = self.chance.uniform(0.5, 1.0) * overlap
+                self.spawn(self._after(last, lambda: self._ask(key, self.chance.choice(SCOPES), 0)))
             text, record = answer
             if record.repositories not in key.patterns.possible(began, self.now):
                 self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
@@ -640,8 +651,8 @@ def play(seed: int, parts: Parts | None = None, favourite: str = "") -> Outcome:
             loop.run_until_complete(story.play(keys))
         except StuckError as error:
             story.ledger.violations.append(f"stuck: {error}")
-        violations = story.ledger.judge(github, database, weather.faults)
         _bury(loop, story)
+        violations = story.ledger.judge(github, database, weather.faults)
     finally:
         loop.close()
         database.close()

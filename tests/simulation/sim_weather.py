@@ -89,7 +89,7 @@ class Weather:
         if self._hits(climate.github_slow):
             there += chance.expovariate(2)
         if self._hits(climate.github_slow):
-            back += chance.expovariate(2)
+            back += chance.expovariate(2) if chance.random() < 0.7 else chance.uniform(2, 9)
         if self._hits(climate.github_fails / 2):
             self.faults.append(self._time())
             return Fate(there, NEVER) if chance.random() < 0.5 else Fate(NEVER, NEVER)

@@ -172,6 +172,7 @@ def test_one_answer_for_every_bad_key() -> None:
         (PresentedKey("AAAAAAAAAAAA", "01"), record("a/b")),
         (good, record("a/b", expires_at=100)),
         (good, record("a/b", revoked_at=100)),
+        (good, record("a/b", revoked_at=101)),  # by a clock that was ahead of the one that the store has now
         (good, record("a/b", revoked_at=50, expires_at=200)),
     ):
         with pytest.raises(InvalidApiKeyError) as caught:
