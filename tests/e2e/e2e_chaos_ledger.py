@@ -9,6 +9,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +17,8 @@ import httpx
 from harness import World
 
 Value = TypeVar("Value")
+Scope = tuple[str, tuple[str, ...] | None, tuple[str, ...]]
+"""Owner, repositories (None: all), permissions."""
 
 TOKEN_TTL_S = 3330
 """The emulator's tokens: replaced ahead (3300 s, the most that can be set) after half a minute."""
@@ -25,7 +28,11 @@ MIN_TTL_S = 300
 _LIFE_SLACK_S = 4.0
 """GitHub's times are whole seconds, and an offset below 2 s is not noted."""
 _SETTLES_S = 20.0
-"""How long after a fault its consequences may be told to callers: cool-down, retries, a request's own time."""
+"""How long after a fault callers may be told of it: cool-down, retries, a request's own time."""
+_FLIGHT_S = 10.0
+"""A mint may take so long, retries and a busy machine included."""
+_REPLACED_S = TOKEN_TTL_S - 3300 - _LIFE_SLACK_S
+"""A token of this age is replaced ahead."""
 _ROUTES_OF_CHANGE = 3
 """A change at GitHub may end a scope by its webhook, by the look of a replica, and by a stale id."""
 
@@ -109,7 +116,7 @@ class Ask:
         return all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name in names)
 
     @property
-    def scope(self) -> tuple[object, ...]:
+    def scope(self) -> Scope:
         names = None if self.repositories is None else tuple(sorted(self.repositories))
         return self.owner, names, tuple(sorted({*self.permissions, "metadata"}))
 
@@ -214,8 +221,8 @@ class Ledger:
         self.handed: dict[str, Handed] = {}
         self.issued: set[tuple[str, str]] = set()
         self.events: list[tuple[str, str]] = []
-        self.asked_to_refresh: Counter[tuple[object, ...]] = Counter()
-        self.spoiled: Counter[tuple[object, ...]] = Counter()
+        self.refreshes: dict[Scope, list[float]] = {}
+        self.cut_replies: dict[Scope, list[tuple[float, float]]] = {}
         self.answers: Counter[str] = Counter()
         self.violations: list[str] = []
         self.secrets: set[str] = set()
@@ -348,9 +355,8 @@ class Ledger:
 
     def doomed(self) -> set[str]:
         """Return the tokens that must be dead by now at GitHub."""
-        found = {
-            text for text, one in self.handed.items() if any(self.keys[name].killing for name in one.keys)
-        }
+        killing = {key.id for key in self.keys.values() if key.killing}
+        found = {text for text, one in self.handed.items() if one.keys & killing}
         for end in self.ends:
             found.update(text for text, one in self.handed.items() if end.dooms(text, one))
         return found
@@ -382,40 +388,50 @@ class Ledger:
                 self.violated(f"a token of {one['key_id']}, revoked with its tokens, lives")
 
     def check_mints(self, audit: Sequence[dict[str, Any]]) -> str:
-        """Hold the mints of each scope to their bounds; return a summary.
+        """Every mint has a reason of its own; return a summary.
 
-        A mint that was not kept is one whose lease or result a fault took (``Window.leases``), whose reply
-        was cut after the work was done, or that an end in reach overtook. One more kept than the first has a
-        refresh ahead (after 30 s), a refresh that was asked for, an end, or a lost result before it.
+        One that was not kept: a fault that took its lease or its result (``Window.leases`` for each scope), a
+        reply that was cut after the work was done, or an end in reach that overtook it. One that was kept
+        though another was kept before: the one before was old enough to be replaced ahead, a refresh was
+        asked for, or an end or a fault took the one before.
         """
         kept = {str(one["token_sha256"]) for one in audit if one["event"] == "token.minted"}
         with self.world.github.lock:
             tokens = list(self.world.github.tokens.values())
             names = {number: one.full_name for number, one in self.world.github.repositories.items()}
-        minted: Counter[tuple[object, ...]] = Counter()
-        stored: Counter[tuple[object, ...]] = Counter()
-        for token in tokens:
+            ahead_s = self.world.github.now() - time.monotonic()
+        stored: dict[Scope, list[float]] = {}
+        lost: dict[Scope, list[float]] = {}
+        for token in sorted(tokens, key=lambda each: each.minted_at):
             ids = token.repositories
             repositories = None if ids is None else tuple(sorted(names[number] for number in ids))
             scope = (token.installation.account.login, repositories, tuple(sorted(token.permissions)))
-            minted[scope] += 1
-            stored[scope] += sha256_of(token.text) in kept
-        leases = sum(window.leases for window in self.windows)
-        wasted = allowed = 0
-        for scope, number in minted.items():
-            owner, repositories, permissions = scope
-            ask = Ask(str(owner), repositories, permissions)  # type: ignore[arg-type]
-            ends = sum(end.times for end in self.ends if end.reaches(ask))
-            lost = number - stored[scope]
-            bound = leases + self.spoiled[scope] + ends
-            if lost > bound:
-                self.violated(f"{lost} mints of {scope} were not kept; at most {bound} have a reason")
-            ahead = int((time.monotonic() - self.began) / 28)
-            most = 1 + ahead + self.asked_to_refresh[scope] + ends + leases
-            if stored[scope] > most:
-                self.violated(f"{stored[scope]} mints of {scope} were kept; at most {most} have a reason")
-            wasted, allowed = wasted + lost, allowed + bound
-        return f"{sum(minted.values())} mints, {wasted} not kept (at most {allowed} allowed)"
+            where = stored if sha256_of(token.text) in kept else lost
+            where.setdefault(scope, []).append(token.minted_at - ahead_s)
+        for scope, times in lost.items():
+            reasons = self._reasons(scope) + self.cut_replies.get(scope, [])
+            for at in _without_reason(times, reasons):
+                self.violated(f"a mint of {scope} at {at - self.began:.1f} s was not kept, without a reason")
+        for scope, times in stored.items():
+            reasons = [(begun, math.inf) for begun, _ in self._reasons(scope)]
+            reasons += [(at, math.inf) for at in self.refreshes.get(scope, ())]
+            again = [later for earlier, later in pairwise(times) if later - earlier < _REPLACED_S]
+            for at in _without_reason(again, reasons):
+                self.violated(f"a mint of {scope} at {at - self.began:.1f} s was kept, without a reason")
+        wasted = sum(len(times) for times in lost.values())
+        return f"{len(tokens)} mints in {len(stored)} scopes, {wasted} of them not kept"
+
+    def _reasons(self, scope: Scope) -> list[tuple[float, float]]:
+        """Return from when until when each fault or end may cost a mint of that scope, one for each."""
+        owner, repositories, permissions = scope
+        ask = Ask(owner, repositories, permissions)
+        found = []
+        for window in self.windows:
+            found += [(window.begun - _FLIGHT_S, window.ended + _FLIGHT_S)] * window.leases
+        for end in self.ends:
+            if end.reaches(ask):
+                found += [(end.begun - _FLIGHT_S, end.acknowledged + _FLIGHT_S)] * end.times
+        return found
 
     def check_logs(self, paths: Iterable[Path]) -> None:
         """No key, token, app JWT or private key is in any log, nor any long piece of one."""
@@ -443,6 +459,18 @@ class Ledger:
                         break
 
 
+def _without_reason(times: Iterable[float], reasons: Iterable[tuple[float, float]]) -> list[float]:
+    """Give each moment a reason of its own, the one that ends first; return those that are left."""
+    free, left = sorted(reasons, key=lambda each: each[1]), []
+    for at in times:
+        found = next((one for one in free if one[0] <= at <= one[1]), None)
+        if found is None:
+            left.append(at)
+        else:
+            free.remove(found)
+    return left
+
+
 def _event(one: dict[str, Any]) -> tuple[str, str]:
     name = str(one["event"])
     if name == "token.issued":
@@ -453,4 +481,6 @@ def _event(one: dict[str, Any]) -> tuple[str, str]:
 
 
 def change_at_github(owner: str) -> End:
-    return End(owner, None, kills=False, begun=time.monotonic(), times=_ROUTES_OF_CHANGE)
+    begun = time.monotonic()
+    until = begun + INSTALLATION_TTL_S + 2 * _SETTLES_S
+    return End(owner, None, kills=False, begun=begun, acknowledged=until, times=_ROUTES_OF_CHANGE)

@@ -62,7 +62,8 @@ class People:
     async def ask(self, http: httpx.AsyncClient, service: Service, key: Key, ask: Ask) -> int:
         """Ask once; return the status, 0 where the process died."""
         sent, asked_at = time.monotonic(), self.ledger.world.github.now()
-        self.ledger.asked_to_refresh[ask.scope] += ask.refresh
+        if ask.refresh:
+            self.ledger.refreshes.setdefault(ask.scope, []).append(sent)
         try:
             answer = await http.post(
                 f"{service.url}/v1/github/token", json=ask.body(), headers=bearer(key.text)

@@ -243,15 +243,13 @@ async def github_loses_replies(weather: Weather, lasts_s: float, chance: random.
     """The token is made and nobody hears of it: it is asked for again."""
 
     def mine(call: Any) -> bool:
-        number = int(call.path.split("/")[3])
-        owner = (
-            weather.world.github.installations[number].account.login
-            if (number in weather.world.github.installations)
-            else ""
-        )
-        names = call.body.get("repositories")
-        repositories = None if names is None else tuple(f"{owner}/{name}" for name in names)
-        weather.ledger.spoiled[Ask(owner, repositories, tuple(call.body["permissions"])).scope] += 1
+        known = weather.world.github.installations.get(int(call.path.split("/")[3]))
+        if known is not None:
+            owner, names = known.account.login, call.body.get("repositories")
+            repositories = None if names is None else tuple(f"{owner}/{name}" for name in names)
+            scope = Ask(owner, repositories, tuple(call.body["permissions"])).scope
+            now = time.monotonic()
+            weather.ledger.cut_replies.setdefault(scope, []).append((now - 1, now + 2))
         return True
 
     whole = {"reset": True, "after_effect": True} if chance.random() < 0.5 else {"truncate": True}

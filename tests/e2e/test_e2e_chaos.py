@@ -143,7 +143,11 @@ async def test_chaos(world: World, tmp_path: Path) -> None:
             try:
                 took_s = await lived_through(weather, people, seed)
                 if not ledger.violations:
-                    summary = await judged(people, ledger, [one.log_path for one in services])
+                    summary = await judged(
+                        people,
+                        ledger,
+                        [*(one.log_path for one in services), tmp_path / "valkey" / "server.log"],
+                    )
             except Exception as error:  # noqa: BLE001 - told with the faults below
                 ledger.violated(f"{type(error).__name__}: {error}")
     told = "\n".join(
