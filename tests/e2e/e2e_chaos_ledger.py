@@ -339,7 +339,7 @@ class Ledger:
             return f"the token is for {owner} {names}"
         if permissions != dict.fromkeys({*ask.permissions, "metadata"}, "read"):
             return f"the token may {permissions}"
-        if {name for name in body["repositories"] or ()} != set(names or ()):
+        if set(body["repositories"] or ()) != set(names or ()):
             return "the answer does not say what the token reaches"
         least = max(MIN_TTL_S, ask.min_ttl_s)
         if expires_at - asked_at < least - _LIFE_SLACK_S:
