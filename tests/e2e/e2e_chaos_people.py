@@ -17,6 +17,8 @@ STEADY = tuple(f"{owner}/steady" for owner in OWNERS)
 BUSY = tuple(f"{owner}/busy-{number}" for owner in OWNERS for number in range(3))
 PATTERNS = (("acme/*",), ("beta/*",), ("acme/*", "beta/*"), ("acme/busy-*", "acme/steady"), STEADY)
 _PERMISSIONS = (("contents",), ("contents",), ("contents", "issues"))
+_HERD = 0.15
+"""So many requests go to all replicas at once: where the scope is cold, one of them has to mint for all."""
 _MOST_KEYS = 6
 _ENDED_KEPT = 4
 
@@ -42,7 +44,11 @@ class People:
                 wish = self._wish(chance)
                 if not key.may(wish) and chance.random() < 0.85:
                     continue
-                await self.ask(http, chance.choice(self.services), key, wish)
+                if chance.random() < _HERD:
+                    herd = [self.ask(http, one, key, wish) for one in self.services for _ in range(2)]
+                    await asyncio.gather(*herd)
+                else:
+                    await self.ask(http, chance.choice(self.services), key, wish)
                 await asyncio.sleep(chance.uniform(0.02, 0.12))
 
     def _wish(self, chance: random.Random) -> Ask:
