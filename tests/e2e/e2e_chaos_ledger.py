@@ -22,6 +22,7 @@ Scope = tuple[str, tuple[str, ...] | None, tuple[str, ...]]
 
 TOKEN_TTL_S = 3330
 """The emulator's tokens: replaced ahead (3300 s, the most that can be set) after half a minute."""
+LEASE_S = 5
 INSTALLATION_TTL_S = 5
 COOLDOWN_S = 3
 MIN_TTL_S = 300
@@ -227,6 +228,7 @@ class Ledger:
         self.violations: list[str] = []
         self.secrets: set[str] = set()
         self._died: dict[str, float] = {}
+        self._mints: dict[Scope, list[tuple[Any, float, bool]]] = {}
         world.github.observers.append(self._observe)
 
     # -- the emulator's side ---------------------------------------------------------------------
@@ -234,6 +236,47 @@ class Ledger:
     def _observe(self, call: Any) -> None:
         if call.route == "revoke":
             self._died.setdefault(call.credential, time.monotonic())
+        elif call.route == "mint" and (scope := self.scope_of(call)) is not None:
+            self._observe_mint(call, scope)
+
+    def scope_of(self, call: Any) -> Scope | None:
+        """Return the scope that a mint is for; None if the installation is gone."""
+        known = self.world.github.installations.get(int(call.path.split("/")[3]))
+        if known is None:
+            return None
+        owner, names = known.account.login, call.body.get("repositories")
+        repositories = None if names is None else tuple(f"{owner}/{name}" for name in names)
+        return Ask(owner, repositories, tuple(call.body["permissions"])).scope
+
+    def _observe_mint(self, call: Any, scope: Scope) -> None:
+        """No mint begins while another one of its scope waits for its answer, unless a lease was lost."""
+        now = time.monotonic()
+        waiting = [one for one in self._mints.get(scope, ()) if one[0].status is None and not one[2]]
+        for _, since, _ in waiting:
+            lost = any(
+                one.begun <= now and one.ended >= since - LEASE_S
+                for one in self.windows
+                if one.leases and one.kind in {"process", "store"}
+            )
+            if now - since < LEASE_S - 1 and not lost:
+                self.violated(f"two mints of {scope} at once, {now - since:.2f} s apart")
+        self._mints[scope] = [*waiting, (call, now, False)]
+
+    def cut(self, call: Any) -> None:
+        """Note that a mint's reply is cut off, whether or not its work is done: it is asked for again."""
+        scope, now = self.scope_of(call), time.monotonic()
+        if scope is not None:
+            self.cut_replies.setdefault(scope, []).append((now - 1, now + 2))
+            self._mints[scope] = [
+                (one, since, gone or one is call) for one, since, gone in self._mints.get(scope, ())
+            ]
+
+    def cut_all(self) -> None:
+        """Note that GitHub is gone, and all that waited for its answer know it."""
+        for open_ones in list(self._mints.values()):
+            for call, _, _ in list(open_ones):
+                if call.status is None:
+                    self.cut(call)
 
     # -- one answer ------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from e2e_chaos_ledger import Ask, Ledger, Window, change_at_github
+from e2e_chaos_ledger import Ledger, Window, change_at_github
 from e2e_mount import Mount
 from e2e_relay import Relay
 from harness import Service, World
@@ -18,6 +18,8 @@ from servers import RedisServer
 
 from broker.sandbox.github import EmulatedInstallation, Fault, Hook
 
+CALM_S = 3.0
+"""Without any fault, nothing has an excuse."""
 ASKED = {"contents": "read", "metadata": "read", "issues": "read"}
 
 
@@ -194,6 +196,17 @@ async def store_full(weather: Weather, lasts_s: float, chance: random.Random) ->
 # -- GitHub --------------------------------------------------------------------------------------
 
 
+def _cut(weather: Weather) -> Callable[[Any], bool]:
+    """Return a condition that is always so, and notes the mints whose replies will be cut off."""
+
+    def noted(call: Any) -> bool:
+        if call.route == "mint":
+            weather.ledger.cut(call)
+        return True
+
+    return noted
+
+
 async def _spoiled(weather: Weather, name: str, fault: Fault, lasts_s: float) -> None:
     async with weather.fault(f"GitHub: {name}", "github", leases=1):
         weather.world.github.faults.add(fault)
@@ -209,7 +222,9 @@ async def github_fails(weather: Weather, lasts_s: float, chance: random.Random) 
 
 async def github_resets(weather: Weather, lasts_s: float, chance: random.Random) -> None:
     route = chance.choice((None, "mint", "revoke"))
-    await _spoiled(weather, f"resets on {route or 'all'}", Fault(route=route, reset=True), lasts_s)
+    await _spoiled(
+        weather, f"resets on {route or 'all'}", Fault(route=route, reset=True, when=_cut(weather)), lasts_s
+    )
 
 
 async def github_hangs(weather: Weather, lasts_s: float, chance: random.Random) -> None:
@@ -242,18 +257,8 @@ async def github_slow(weather: Weather, lasts_s: float, chance: random.Random) -
 async def github_loses_replies(weather: Weather, lasts_s: float, chance: random.Random) -> None:
     """The token is made and nobody hears of it: it is asked for again."""
 
-    def mine(call: Any) -> bool:
-        known = weather.world.github.installations.get(int(call.path.split("/")[3]))
-        if known is not None:
-            owner, names = known.account.login, call.body.get("repositories")
-            repositories = None if names is None else tuple(f"{owner}/{name}" for name in names)
-            scope = Ask(owner, repositories, tuple(call.body["permissions"])).scope
-            now = time.monotonic()
-            weather.ledger.cut_replies.setdefault(scope, []).append((now - 1, now + 2))
-        return True
-
     whole = {"reset": True, "after_effect": True} if chance.random() < 0.5 else {"truncate": True}
-    fault = Fault(route="mint", times=chance.randint(1, 5), when=mine, **whole)  # type: ignore[arg-type]
+    fault = Fault(route="mint", times=chance.randint(1, 5), when=_cut(weather), **whole)  # type: ignore[arg-type]
     await _spoiled(weather, f"mints' replies lost ({', '.join(whole)})", fault, lasts_s)
 
 
@@ -271,6 +276,7 @@ async def github_wrong_date(weather: Weather, lasts_s: float, chance: random.Ran
 async def github_down(weather: Weather, lasts_s: float, chance: random.Random) -> None:
     async with weather.fault("GitHub: refuses connections", "github", leases=1):
         await asyncio.to_thread(weather.world.server.stop)
+        weather.ledger.cut_all()
         await asyncio.sleep(lasts_s)
         await asyncio.to_thread(weather.world.server.start)
 
@@ -400,6 +406,7 @@ def plan(seed: int, seconds: float) -> dict[str, list[Step]]:
 
 async def blow(weather: Weather, steps: list[Step], until: float) -> None:
     """Do one track's faults, one after the other; none begins after ``until`` (monotonic)."""
+    await asyncio.sleep(CALM_S)
     for step in steps:
         await asyncio.sleep(step.gap_s)
         if time.monotonic() > until:
