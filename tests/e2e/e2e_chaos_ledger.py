@@ -20,8 +20,10 @@ Value = TypeVar("Value")
 Scope = tuple[str, tuple[str, ...] | None, tuple[str, ...]]
 """Owner, repositories (None: all), permissions."""
 
-TOKEN_TTL_S = 3330
-"""The emulator's tokens: replaced ahead (3300 s, the most that can be set) after half a minute."""
+TOKEN_TTL_S = 3310
+"""The emulator's tokens: after 10 s too old for the largest ``min_ttl``, after 40 s replaced ahead."""
+REFRESH_AHEAD_S = 3270
+MOST_MIN_TTL_S = 3300
 LEASE_S = 5
 INSTALLATION_TTL_S = 5
 COOLDOWN_S = 3
@@ -32,8 +34,8 @@ _SETTLES_S = 20.0
 """How long after a fault callers may be told of it: cool-down, retries, a request's own time."""
 _FLIGHT_S = 10.0
 """A mint may take so long, retries and a busy machine included."""
-_REPLACED_S = TOKEN_TTL_S - 3300 - _LIFE_SLACK_S
-"""A token of this age is replaced ahead."""
+_REPLACED_S = TOKEN_TTL_S - MOST_MIN_TTL_S - _LIFE_SLACK_S
+"""A token of this age may be replaced: too old for somebody, later ahead of need."""
 _ROUTES_OF_CHANGE = 3
 """A change at GitHub may end a scope by its webhook, by the look of a replica, and by a stale id."""
 
@@ -435,8 +437,8 @@ class Ledger:
 
         One that was not kept: a fault that took its lease or its result (``Window.leases`` for each scope), a
         reply that was cut after the work was done, or an end in reach that overtook it. One that was kept
-        though another was kept before: the one before was old enough to be replaced ahead, a refresh was
-        asked for, or an end or a fault took the one before.
+        though another was kept before: that one was old enough to be replaced, a refresh was asked for, or
+        an end or a fault took it.
         """
         kept = {str(one["token_sha256"]) for one in audit if one["event"] == "token.minted"}
         with self.world.github.lock:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 from e2e_callers import callers
-from e2e_chaos_ledger import Ask, End, History, Key, Ledger, sha256_of
+from e2e_chaos_ledger import MOST_MIN_TTL_S, Ask, End, History, Key, Ledger, sha256_of
 from harness import Service, bearer
 
 OWNERS = ("acme", "beta")
@@ -61,7 +61,7 @@ class People:
             owner,
             repositories,
             chance.choice(_PERMISSIONS),
-            min_ttl_s=chance.choice((0, 0, 0, 600, 3300)),
+            min_ttl_s=chance.choice((0, 0, 0, 600, MOST_MIN_TTL_S)),
             refresh=chance.random() < 0.01,
         )
 

@@ -17,6 +17,7 @@ from e2e_callers import callers
 from e2e_chaos_ledger import (
     COOLDOWN_S,
     INSTALLATION_TTL_S,
+    REFRESH_AHEAD_S,
     TOKEN_TTL_S,
     History,
     Ledger,
@@ -40,7 +41,7 @@ WEBHOOK_SECRET = "Kq8-webhook-secret-of-a-chaos-run"
 
 
 def prepared(world: World) -> None:
-    """Two owners, tokens that are replaced ahead after half a minute, no limit on calls."""
+    """Two owners, tokens that grow old in seconds, no limit on calls."""
     github = world.github
     for name in (*STEADY, *BUSY):
         github.add_repository(name)
@@ -116,7 +117,7 @@ async def test_chaos(world: World, tmp_path: Path) -> None:
         "BROKER_GITHUB_WEBHOOK_SECRET": WEBHOOK_SECRET,
         "BROKER_ADMIN_KEY": admin,
         "BROKER_MINT_BUDGET": "100000",
-        "BROKER_TOKEN_REFRESH_AHEAD": "3300",
+        "BROKER_TOKEN_REFRESH_AHEAD": str(REFRESH_AHEAD_S),
         "BROKER_INSTALLATION_TTL": str(INSTALLATION_TTL_S),
         "BROKER_FAILURE_COOLDOWN": str(COOLDOWN_S),
     }
