@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import itertools
 import ssl
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from e2e_callers import ask, callers, settled, until
+from e2e_mount import Mount
 from harness import Service, World, bearer
 from servers import certificate
 
@@ -17,27 +17,6 @@ from broker.access.keys import generate
 from broker.sandbox.github import Fault
 
 REPOSITORIES = 400
-
-
-class Mount:
-    """A folder with secrets, replaced as Kubernetes does it: by swapping the link ``..data``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._versions = itertools.count()
-
-    def put(self, **files: str) -> None:
-        version = self.folder / f"..{next(self._versions)}"
-        version.mkdir()
-        for name, text in files.items():
-            (version / name).write_text(text)
-            link = self.folder / name
-            if not link.is_symlink():
-                link.symlink_to(Path("..data") / name)
-        fresh = self.folder / "..data_tmp"
-        fresh.symlink_to(version.name)
-        fresh.rename(self.folder / "..data")
 
 
 async def _told(services: list[Service], word: str, times: int) -> None:
