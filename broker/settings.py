@@ -487,8 +487,11 @@ def load_place(github_url: str | None = None) -> GitHubPlace:
     """
     environment = {**_dotenv(), **os.environ}  # noqa: TID251 - this is the reader
     name = f"{PREFIX}PROXY_URL_FILE"
-    found, problems = _secret_files({name: environment.get(name)})
-    values: dict[str, Any] = {**found, **({} if github_url is None else {"github_url": github_url})}
+    files, problems = _named_files({name: environment.get(name)})
+    values: dict[str, Any] = {} if github_url is None else {"github_url": github_url}
+    for field, paths in files.items():
+        values[field], wrong = _read_files(field, paths)
+        problems += wrong
     try:
         place = GitHubPlace(**values)
     except ValidationError as error:
