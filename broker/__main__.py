@@ -9,6 +9,7 @@ import click
 from broker.errors import BrokerError, SettingsError
 
 _COMMANDS: Final = {
+    "setup": "Make a GitHub App for the broker, in the browser.",
     "serve": "Run the service.",
     "check": "See whether settings, store, key and GitHub are right.",
     "keys": "Make, list and revoke API keys, straight on the store.",
@@ -46,7 +47,8 @@ class _Lazy(click.Group):
 def cli() -> None:
     """Short-lived, read-only, repository-scoped GitHub tokens from your own GitHub App.
 
-    Settings come from the environment (BROKER_*) or a .env file. Begin with `broker demo`.
+    Settings come from the environment (BROKER_*) or a .env file. Begin with `broker demo`, then
+    `broker setup`.
     """
 
 

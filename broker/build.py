@@ -27,6 +27,7 @@ from broker.access.limits import RateLimiter
 from broker.audit import Auditor
 from broker.clock import SystemClock
 from broker.errors import BrokerError, GitHubError, SettingsError, StoreError
+from broker.github import pages
 from broker.github.app_jwt import Signer
 from broker.github.client import GitHubClient
 from broker.github.webhook import SignatureCheck, parse_delivery
@@ -317,13 +318,8 @@ async def _within(seconds: float, work: Coroutine[object, object, None], what: s
 
 
 def install_page(settings: Settings, app: App) -> str:
-    """Return the page where owners install the app or add repositories.
-
-    GitHub Enterprise Server has it under ``/github-apps/`` ("Sharing your GitHub App").
-    """
-    host = urlsplit(settings.github_url).hostname or ""
-    folder = "apps" if host == "github.com" or host.endswith(".ghe.com") else "github-apps"
-    return f"{settings.github_url}/{folder}/{app.slug}/installations/new"
+    """Return the page where owners install the app or add repositories."""
+    return pages.install(settings.github_url, app.slug)
 
 
 def build(settings: Settings, *, clock: Clock | None = None, meter: PrometheusMeter | None = None) -> Broker:

@@ -22,6 +22,7 @@ BrokerError
 │   ├── PermissionNotGrantedError
 │   ├── GitHubRateLimitedError      GitHub said wait
 │   ├── GitHubRejectedAppError      the app JWT was refused
+│   ├── CodeSpentError              the code of the manifest flow works no more (`broker setup` only)
 │   └── GitHubUnavailableError      failed after retries
 │       ├── GitHubTimeoutError          no answer in time
 │       └── UntrustedReplyError         an answer that is not what was asked for
@@ -32,6 +33,7 @@ BrokerError
 │       └── StoreRegressedError         that store, but without what was written last
 ├── ClientWheelsError           the client cannot be given out: wrongly built or installed
 ├── SettingsError               the start stops, exit status 2
+├── SetupError                  an app could not be set up (`broker setup` only)
 └── PrivateKeyError             a key that cannot sign app JWTs
 
 Each error speaks twice: ``public`` goes to the caller, ``str(error)`` to the operator's log.
@@ -245,6 +247,12 @@ class GitHubRejectedAppError(GitHubError):
     public = "GitHub does not accept the broker's app credentials. The broker's operator has to act."
 
 
+class CodeSpentError(GitHubError):
+    """The code of the App manifest flow was used, is older than an hour, or never was one."""
+
+    public = "GitHub does not know this code: it works once, within the hour."
+
+
 class GitHubUnavailableError(GitHubError):
     """GitHub failed after retries."""
 
@@ -303,6 +311,12 @@ class SettingsError(BrokerError):
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
         super().__init__("; ".join(problems), public="The broker's settings are wrong.")
+
+
+class SetupError(BrokerError):
+    """An app could not be set up; the text says what to do."""
+
+    code = "setup"
 
 
 class PrivateKeyError(BrokerError):

@@ -334,7 +334,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Who the app is, from ``GET /app``."""
+    """Who the app is, from ``GET /app``; ``owner_kind`` is GitHub's word: Organization, User."""
 
     id: int
     slug: str
@@ -342,6 +342,36 @@ class App:
     permissions: Mapping[str, str]
     events: tuple[str, ...]
     public: bool | None = None
+    owner_kind: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NewApp:
+    """An app just made from a manifest, with what GitHub shows only once.
+
+    Attributes:
+        client_id: empty where GitHub gave none.
+        webhook_secret: None for an app without webhook.
+    """
+
+    app: App
+    client_id: str
+    private_key: Secret
+    webhook_secret: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
+class HookConfig:
+    """Where GitHub sends the app's webhooks; ``url`` is empty if nowhere.
+
+    Attributes:
+        signed: there is a secret.
+        verified: GitHub checks the certificate.
+    """
+
+    url: str
+    signed: bool
+    verified: bool
 
 
 @dataclass(frozen=True, slots=True)

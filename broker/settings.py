@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from broker.access import keys
 from broker.errors import BrokerError, PrivateKeyError, SettingsError
+from broker.github import pages
 from broker.github.private_key import AppPrivateKey, parse_private_keys
 from broker.model import Secret, parse_owner
 
@@ -121,8 +122,8 @@ def _read_secret(path: Path) -> str:
     return content.decode().strip()
 
 
-class Settings(BaseSettings):
-    """What the operator decides; one field per variable ``BROKER_<NAME>``."""
+class GitHubPlace(BaseSettings):
+    """Which GitHub, and the way to it; known before there is an app."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -133,14 +134,49 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
+    github_api_url: str = pages.GITHUB_API
+    github_url: str = pages.GITHUB
+    github_ca_file: Path | None = None
+    proxy_url: SecretStr | None = None
+
+    @field_validator("github_api_url", "github_url")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            _ = parts.port
+        except ValueError:  # its text may hold the value
+            raise ValueError("write a plain URL such as https://api.github.com") from None
+        if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
+            raise ValueError("write a plain URL such as https://api.github.com")
+        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+            raise ValueError("must begin with https:// (http:// only for loopback hosts)")
+        return value.rstrip("/")
+
+    @field_validator("proxy_url")
+    @classmethod
+    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value.get_secret_value().strip())
+            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError(
+                "write http://host:port or https://host:port, with user:password@ if it needs them"
+            )
+        return value
+
+
+class Settings(GitHubPlace):
+    """What the operator decides; one field per variable ``BROKER_<NAME>``."""
+
     github_client_id: str | None = None
     github_app_id: str | None = None
     github_private_key: SecretStr
     github_webhook_secret: SecretStr | None = None
-    github_api_url: str = "https://api.github.com"
-    github_url: str = "https://github.com"
-    github_ca_file: Path | None = None
-    proxy_url: SecretStr | None = None
     store_url: SecretStr = SecretStr("sqlite:///broker.db")
     encryption_keys: SecretStr | None = None
     admin_key: SecretStr | None = None
@@ -182,36 +218,6 @@ class Settings(BaseSettings):
     def _number(cls, value: str | None) -> str | None:
         if value is not None and not value.isdecimal():
             raise ValueError("the App ID is a number; the Client ID goes into BROKER_GITHUB_CLIENT_ID")
-        return value
-
-    @field_validator("github_api_url", "github_url")
-    @classmethod
-    def _https(cls, value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError:  # its text may hold the value
-            raise ValueError("write a plain URL such as https://api.github.com") from None
-        if parts.username or parts.password or parts.query or parts.fragment or not parts.hostname:
-            raise ValueError("write a plain URL such as https://api.github.com")
-        if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
-            raise ValueError("must begin with https:// (http:// only for loopback hosts)")
-        return value.rstrip("/")
-
-    @field_validator("proxy_url")
-    @classmethod
-    def _proxy(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is None:
-            return None
-        try:
-            parts = urlsplit(value.get_secret_value().strip())
-            fine = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            fine = False
-        if not fine:
-            raise ValueError(
-                "write http://host:port or https://host:port, with user:password@ if it needs them"
-            )
         return value
 
     @field_validator("trusted_proxies")
@@ -468,6 +474,35 @@ def load(**overrides: Any) -> Settings:  # noqa: ANN401 - values of any field, a
     if problems or settings is None:
         raise SettingsError(_without_echo(problems))
     return settings
+
+
+def load_place(github_url: str | None = None) -> GitHubPlace:
+    """Return which GitHub is meant, also while there is no app yet.
+
+    Args:
+        github_url: instead of ``BROKER_GITHUB_URL``; the API's address then follows from it.
+
+    Raises:
+        SettingsError: one line per problem.
+    """
+    environment = {**_dotenv(), **os.environ}  # noqa: TID251 - this is the reader
+    name = f"{PREFIX}PROXY_URL_FILE"
+    files, problems = _named_files({name: environment.get(name)})
+    values: dict[str, Any] = {} if github_url is None else {"github_url": github_url}
+    for field, paths in files.items():
+        values[field], wrong = _read_files(field, paths)
+        problems += wrong
+    try:
+        place = GitHubPlace(**values)
+    except ValidationError as error:
+        raise SettingsError([*problems, *_lines(error)]) from None
+    if place.github_ca_file is not None and not place.github_ca_file.is_file():
+        problems.append(f"{PREFIX}GITHUB_CA_FILE: {place.github_ca_file} is not a file")
+    if problems:
+        raise SettingsError(problems)
+    if github_url is not None or "github_api_url" not in place.model_fields_set:
+        return place.model_copy(update={"github_api_url": pages.api(place.github_url)})
+    return place
 
 
 def _without_echo(problems: Sequence[str]) -> list[str]:

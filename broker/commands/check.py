@@ -7,16 +7,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import click
 
 from broker import settings as broker_settings
 from broker.build import Broker, build, install_page, sqlite_path
 from broker.errors import GitHubError, GitHubRejectedAppError, StoreError
-from broker.model import App
+from broker.github import pages
+from broker.github.manifest import EVENTS, WEBHOOK_PATH
+from broker.model import App, Installation
 from broker.settings import Settings
 
 SKEW_S: Final = 30.0
+NEEDED: Final = {"contents": "nothing clones", "metadata": "no repository can be seen"}
 _MARKS: Final = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -110,28 +114,50 @@ async def _check_github(broker: Broker) -> list[Finding]:
         installations = await broker.github.installations()
     except GitHubError as error:
         return [Finding("problem", f"GitHub at {settings.github_api_url}: {error}{_advice(error, settings)}")]
-    findings = [Finding("ok", f"GitHub knows the app as {app.slug} (id {app.id}, owner {app.owner})")]
-    findings += _check_permissions(app)
+    page = _app_page(settings, app)
+    findings = [
+        Finding("ok", f"GitHub knows the app as {app.slug} (id {app.id}, owner {app.owner}): {page}"),
+        *_check_permissions(app, page),
+        *await _check_public(broker, app, page),
+        *await _check_webhook(broker, app, page),
+    ]
     skew = broker.github.observed_skew_s
     if skew is not None and abs(skew) > SKEW_S:
         findings.append(
             Finding("warning", f"this host's clock is {-skew:+.0f} s off GitHub's: mend it (NTP)")
         )
-    page = install_page(settings, app)
     if not installations:
-        findings.append(Finding("warning", f"the app is installed nowhere yet: {page}"))
+        findings.append(
+            Finding("warning", f"the app is installed nowhere yet: {install_page(settings, app)}")
+        )
     for one in installations:
-        if settings.allowed_owners and one.login.lower() not in settings.allowed_owners:
-            findings.append(
-                Finding("warning", f"installed on {one.login}, which BROKER_ALLOWED_OWNERS leaves out")
-            )
-        elif one.suspended:
-            findings.append(
-                Finding("warning", f"installed on {one.login}, suspended: an owner has to unsuspend it")
-            )
-        else:
-            findings.append(Finding("ok", f"installed on {one.login}: {one.selection} repositories"))
+        findings += _check_installation(settings, app, one)
     return findings
+
+
+def _app_page(settings: Settings, app: App) -> str:
+    """Return the app's own settings page."""
+    org = app.owner if app.owner_kind == "Organization" else None
+    return pages.app(settings.github_url, app.slug, org=org)
+
+
+def _check_installation(settings: Settings, app: App, one: Installation) -> list[Finding]:
+    page = install_page(settings, app)  # which leads on to the installation where there is one
+    if settings.allowed_owners and one.login.lower() not in settings.allowed_owners:
+        return [Finding("warning", f"installed on {one.login}, which BROKER_ALLOWED_OWNERS leaves out")]
+    if one.suspended:
+        return [
+            Finding("warning", f"installed on {one.login}, suspended: an owner has to unsuspend it: {page}")
+        ]
+    waiting = sorted(name for name in NEEDED if name in app.permissions and name not in one.permissions)
+    if waiting:
+        return [
+            Finding(
+                "problem",
+                f"{one.login} has not granted {', '.join(waiting)} yet: an owner has to accept it: {page}",
+            )
+        ]
+    return [Finding("ok", f"installed on {one.login}: {one.selection} repositories")]
 
 
 def _advice(error: GitHubError, settings: Settings) -> str:
@@ -144,17 +170,70 @@ def _advice(error: GitHubError, settings: Settings) -> str:
     )
 
 
-def _check_permissions(app: App) -> list[Finding]:
+def _check_permissions(app: App, page: str) -> list[Finding]:
     findings = []
     beyond = sorted(f"{name}: {level}" for name, level in app.permissions.items() if level != "read")
     if beyond:
         findings.append(
             Finding(
-                "warning", f"the app has more than read ({', '.join(beyond)}): take that away on its page"
+                "warning",
+                f"the app has more than read ({', '.join(beyond)}): take that away on {page}/permissions",
             )
         )
-    if "contents" not in app.permissions:
-        findings.append(
-            Finding("problem", "the app lacks the permission contents: read, without which nothing clones")
+    findings += [
+        Finding(
+            "problem",
+            f"the app lacks the permission {name}: read, without which {why}: give it on {page}/permissions",
         )
+        for name, why in NEEDED.items()
+        if name not in app.permissions
+    ]
     return findings
+
+
+async def _check_public(broker: Broker, app: App, page: str) -> list[Finding]:
+    """See whether strangers could install the app; GitHub tells it only by what it shows to nobody."""
+    try:
+        public = app.public if app.public is not None else await broker.github.is_public(app.slug)
+    except GitHubError:
+        return []  # an address that asks without a credential is soon told to wait
+    if not public or broker.settings.allowed_owners:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"the app is public, so strangers may install it: make it private on {page}/advanced, "
+            "or set BROKER_ALLOWED_OWNERS",
+        )
+    ]
+
+
+async def _check_webhook(broker: Broker, app: App, page: str) -> list[Finding]:
+    """Compare the app's webhook with what this broker can take."""
+    configured = bool(broker.settings.webhook_secrets())
+    try:
+        hook = await broker.github.hook_config()
+    except GitHubError as error:
+        return [Finding("warning", f"GitHub did not tell the app's webhook: {error}")]
+    said = []
+    if configured and not hook.url:
+        said.append(f"BROKER_GITHUB_WEBHOOK_SECRET is set, but the app has no webhook address: {page}")
+    if hook.url and not configured:
+        said.append(
+            f"the app's webhook goes to {hook.url}, but BROKER_GITHUB_WEBHOOK_SECRET is not set: "
+            f"set it, or switch the webhook off on {page}"
+        )
+    if hook.url and configured:
+        if urlsplit(hook.url).path != WEBHOOK_PATH:
+            said.append(f"the app's webhook goes to {hook.url}, not to {WEBHOOK_PATH} of a broker: {page}")
+        if not hook.signed:
+            said.append(f"the app's webhook has no secret, so every delivery is refused: set one on {page}")
+        if not hook.verified:
+            said.append(f"GitHub does not check the certificate of the app's webhook: {page}")
+        missing = [event for event in EVENTS if event not in app.events]
+        if missing:
+            said.append(
+                f"the app does not subscribe to {', '.join(missing)} (renames, transfers): "
+                f"tick it on {page}/permissions"
+            )
+    return [Finding("warning", line) for line in said]

@@ -36,8 +36,10 @@ from broker.github.app_jwt import SignedJwt, Signer
 from broker.github.wire import JwtFault, Reply, Request, Route
 from broker.model import (
     App,
+    HookConfig,
     Installation,
     MintedToken,
+    NewApp,
     RepositoryName,
     RepositoryPage,
     Secret,
@@ -72,7 +74,7 @@ YOUNG_TOKEN_S: Final = 10.0
 PROBE_TIMEOUT_S: Final = 5.0
 _BACKOFF_BASE_S: Final = 0.5
 _BACKOFF_CAP_S: Final = 4.0
-_SERVER_ERROR, _UNAUTHORIZED, _OK = 500, 401, 200
+_SERVER_ERROR, _UNAUTHORIZED, _NOT_FOUND, _OK = 500, 401, 404, 200
 _NOT_YET: Final = frozenset({401, 403, 404})
 _FACTS: Final = (
     "x-ratelimit-limit",
@@ -99,7 +101,8 @@ class GitHubClient:
     Args:
         base_url: REST API, ``https://api.github.com`` or ``https://HOST/api/v3``.
         web_url: where git goes, ``https://github.com``.
-        signer: makes the app JWTs and is told which key and clock GitHub accepts.
+        signer: makes the app JWTs and is told which key and clock GitHub accepts; None while there is
+            no app yet.
         clock: local wall time.
         transport: the test seam; the network if None.
         ca_file: PEM of the only authorities that are trusted; the public ones if None.
@@ -123,7 +126,7 @@ class GitHubClient:
         *,
         base_url: str,
         web_url: str,
-        signer: Signer,
+        signer: Signer | None,
         clock: Clock,
         transport: httpx.AsyncBaseTransport | None = None,
         ca_file: str | None = None,
@@ -138,7 +141,7 @@ class GitHubClient:
     ) -> None:
         self._base_url = base_url
         self._web_url = web_url
-        self._signer = signer
+        self._app_signer = signer
         self._clock = clock
         self._transport = transport
         self._ca_file = ca_file
@@ -186,6 +189,34 @@ class GitHubClient:
             GitHubError: GitHub refused or failed.
         """
         return self._understood(wire.parse_app, await self._as_app(wire.get_app(self._base_url)))
+
+    async def convert_manifest(self, code: str) -> NewApp:
+        """Exchange the code of the manifest flow for the app and its secrets, which works once.
+
+        Raises:
+            CodeSpentError: GitHub does not know the code (any more).
+            GitHubError: GitHub refused or failed.
+        """
+        request = wire.post_conversion(self._base_url, code)
+        return self._understood(wire.parse_new_app, await self._as_nobody(request))
+
+    async def is_public(self, slug: str) -> bool:
+        """Return whether strangers can see the app, and so install it.
+
+        Raises:
+            GitHubError: GitHub refused or failed; without a credential it is soon tired of an address.
+        """
+        return (await self._as_nobody(wire.get_public_page(self._base_url, slug))).ok
+
+    async def hook_config(self) -> HookConfig:
+        """Return where the app's webhook goes.
+
+        Raises:
+            GitHubError: GitHub refused or failed.
+        """
+        return self._understood(
+            wire.parse_hook_config, await self._as_app(wire.get_hook_config(self._base_url))
+        )
 
     async def installation(self, installation_id: int) -> Installation:
         """Return an installation by its id (``checked_at`` is 0).
@@ -325,6 +356,20 @@ class GitHubClient:
             self.last_error_code = error.code
             raise
 
+    @property
+    def _signer(self) -> Signer:
+        if self._app_signer is None:
+            raise SettingsError(["there is no GitHub App yet: broker setup makes one"])
+        return self._app_signer
+
+    async def _as_nobody(self, request: Request) -> Reply:
+        """Send without a credential and return a success."""
+        reply = await self._send(request, "", asyncio.get_running_loop().time() + self._budget_s)
+        error = _trouble(request.route, reply)
+        if error is not None:
+            raise error
+        return reply
+
     async def _as_app(self, request: Request) -> Reply:
         """Send as the app and return a success; mend the clock or the key that GitHub refused."""
         if self._rejected is not None and self._rejected.holds(self._signer.numbers):
@@ -449,7 +494,7 @@ class GitHubClient:
         outgoing = self._pool().build_request(
             request.method,
             request.url,
-            headers={**request.headers, "Authorization": authorization},
+            headers={**request.headers, **({"Authorization": authorization} if authorization else {})},
             content=request.body,
         )
         response = await self._pool().send(outgoing, stream=True)
@@ -459,7 +504,8 @@ class GitHubClient:
             await response.aclose()
         if not response.is_success:
             # A gateway that quotes the request must not carry the credential into a log.
-            body = body.replace(authorization.partition(" ")[2].encode(), b"[redacted]")
+            for secret in (authorization.partition(" ")[2], request.secret):
+                body = body.replace(secret.encode(), b"[redacted]") if secret else body
         headers = {name.lower(): value for name, value in response.headers.items()}
         return Reply(response.status_code, headers, body[: request.limit], cut=len(body) > request.limit)
 
@@ -568,6 +614,8 @@ def _trouble(route: Route, reply: Reply) -> GitHubError | None:
     if route is Route.REVOKE and reply.status == _UNAUTHORIZED:
         return None
     if route is Route.GIT_PROBE and reply.status in _NOT_YET:
+        return None
+    if route is Route.PUBLIC_PAGE and reply.status == _NOT_FOUND and reply.message is not None:
         return None
     return wire.classify(route, reply)
 

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -17,6 +17,7 @@ from typing import Final
 from urllib.parse import quote
 
 from broker.errors import (
+    CodeSpentError,
     GitHubError,
     GitHubRateLimitedError,
     GitHubRejectedAppError,
@@ -33,8 +34,10 @@ from broker.errors import (
 from broker.model import (
     MAX_REPOSITORIES,
     App,
+    HookConfig,
     Installation,
     MintedToken,
+    NewApp,
     Repository,
     RepositoryName,
     RepositoryPage,
@@ -72,6 +75,7 @@ _OK, _MULTIPLE_CHOICES, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 200, 300, 401, 4
 _UNPROCESSABLE, _TOO_MANY = 422, 429
 
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_CODE = re.compile(r"[A-Za-z0-9_-]{8,200}")
 _SECONDS = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _REL_NEXT = re.compile(r';\s*rel\s*=\s*(?:"[^",;]*\bnext\b[^",;]*"|next\b)', re.IGNORECASE)
 _CREDENTIAL = re.compile(r"(?:gh[a-z]_|github_pat_|eyJ)[A-Za-z0-9._-]{16,}")
@@ -107,14 +111,25 @@ class Route(StrEnum):
     REVOKE = "revoke"
     INSTALLATION_REPOSITORIES = "installation_repositories"
     GIT_PROBE = "git_probe"
+    HOOK_CONFIG = "hook_config"
+    PUBLIC_PAGE = "public_page"
+    CONVERT_MANIFEST = "convert_manifest"
 
     @property
     def by_app(self) -> bool:
-        """Whether the app itself asks (JWT), not an installation (token)."""
-        return self not in _TOKEN_ROUTES
+        """Whether the app itself asks (JWT), not an installation (token) or nobody."""
+        return self not in _OTHER_ROUTES
 
 
-_TOKEN_ROUTES: Final = frozenset({Route.REVOKE, Route.INSTALLATION_REPOSITORIES, Route.GIT_PROBE})
+_OTHER_ROUTES: Final = frozenset(
+    {
+        Route.REVOKE,
+        Route.INSTALLATION_REPOSITORIES,
+        Route.GIT_PROBE,
+        Route.PUBLIC_PAGE,
+        Route.CONVERT_MANIFEST,
+    }
+)
 _LOOK_UPS: Final = frozenset({Route.REPOSITORY_INSTALLATION, Route.OWNER_INSTALLATION})
 
 
@@ -137,14 +152,19 @@ _CAUSES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request without its credential."""
+    """A request without its credential.
+
+    Attributes:
+        secret: part of the address that may not come back in an error's text.
+    """
 
     route: Route
     method: str
-    url: str
+    url: str = field(repr=False)
     headers: Mapping[str, str]
     body: bytes | None = None
     limit: int = REPLY_LIMIT
+    secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +350,28 @@ def get_git_refs(web_url: str, repository: str) -> Request:
     return Request(Route.GIT_PROBE, "GET", url, {"Accept": "*/*", "User-Agent": USER_AGENT}, None, 0)
 
 
+def get_hook_config(base_url: str) -> Request:
+    """``GET /app/hook/config``: where the app's webhook goes."""
+    return _api(Route.HOOK_CONFIG, "GET", join(base_url, "app", "hook", "config"), limit=REPLY_LIMIT)
+
+
+def get_public_page(base_url: str, slug: str) -> Request:
+    """``GET /apps/{app_slug}``: without a credential it is there for public apps only."""
+    return _api(Route.PUBLIC_PAGE, "GET", join(base_url, "apps", slug), limit=REPLY_LIMIT)
+
+
+def post_conversion(base_url: str, code: str) -> Request:
+    """``POST /app-manifests/{code}/conversions``: the app and its secrets, once, without a credential.
+
+    Raises:
+        InvalidRequestError: the code is not one that GitHub could have given.
+    """
+    if not _CODE.fullmatch(code):
+        raise InvalidRequestError(public="The code is not one that GitHub gives.")
+    url = join(base_url, "app-manifests", code, "conversions")
+    return replace(_api(Route.CONVERT_MANIFEST, "POST", url, limit=REPLY_LIMIT), secret=code)
+
+
 def sendable(token: Secret) -> bool:
     """Return whether a token can stand in a header: all that is assumed of its alphabet."""
     return _PRINTABLE.fullmatch(token.reveal()) is not None
@@ -356,6 +398,7 @@ def parse_app(reply: Reply) -> App:
     body = _object(reply.json(), "app")
     owner = body.get("owner")
     name = (owner.get("login") or owner.get("slug")) if isinstance(owner, dict) else None
+    kind = owner.get("type") if isinstance(owner, dict) else None
     events = body.get("events", [])
     if not isinstance(events, list) or not all(isinstance(event, str) for event in events):
         raise _untrusted("app.events")
@@ -367,6 +410,43 @@ def parse_app(reply: Reply) -> App:
         permissions=_levels(body, "permissions"),
         events=tuple(events),
         public=public if isinstance(public, bool) else None,
+        owner_kind=kind if isinstance(kind, str) and _PRINTABLE.fullmatch(kind) else "",
+    )
+
+
+def parse_hook_config(reply: Reply) -> HookConfig:
+    """Return where the app's webhook goes; an app without one has no address.
+
+    Raises:
+        UntrustedReplyError: the reply is not a webhook's configuration.
+    """
+    body = _object(reply.json(), "hook config")
+    url = body.get("url") or ""
+    if not isinstance(url, str):
+        raise _untrusted("hook.url")
+    return HookConfig(
+        url=_printable(url)[:_MAX_TEXT],
+        signed=bool(body.get("secret")),
+        verified=str(body.get("insecure_ssl", "0")) != "1",
+    )
+
+
+def parse_new_app(reply: Reply) -> NewApp:
+    """Return the app that a manifest became, with the secrets that GitHub shows only now.
+
+    Raises:
+        UntrustedReplyError: the reply is not a new app.
+    """
+    body = _object(reply.json(), "new app")
+    pem, secret = body.get("pem"), body.get("webhook_secret")
+    if not isinstance(pem, str) or not pem.strip():
+        raise _untrusted("pem")
+    client_id = body.get("client_id")
+    return NewApp(
+        app=parse_app(reply),
+        client_id=client_id if isinstance(client_id, str) and _PRINTABLE.fullmatch(client_id) else "",
+        private_key=Secret(pem),
+        webhook_secret=Secret(secret) if isinstance(secret, str) and secret else None,
     )
 
 
@@ -666,7 +746,7 @@ def _forbidden(route: Route, reply: Reply, detail: str) -> GitHubError | None:
     message = reply.message.lower()
     if "ip allow list" in message or "ip address is not permitted" in message:
         return GitHubRejectedAppError(detail, public=ALLOW_LIST_HINT)
-    if "suspended" in message and route not in {Route.APP, Route.INSTALLATIONS}:
+    if "suspended" in message and route not in {Route.APP, Route.INSTALLATIONS, Route.HOOK_CONFIG}:
         return InstallationSuspendedError(detail, public=SUSPENDED_HINT)
     if route.by_app:
         return GitHubRejectedAppError(detail)
@@ -680,13 +760,16 @@ def _not_found(route: Route, reply: Reply, detail: str) -> GitHubError | None:
         return None
     if jwt_fault(reply) is not None and route.by_app:
         return _refused_jwt(route, reply, detail)
+    error: GitHubError | None = None
     if route in {Route.MINT, Route.INSTALLATION, Route.INSTALLATION_REPOSITORIES}:
-        return InstallationGoneError(detail, public=INSTALL_HINT)
-    if route in _LOOK_UPS:
-        return NotInstalledError(detail, public=INSTALL_HINT)
-    if route in {Route.APP, Route.INSTALLATIONS}:
-        return GitHubRejectedAppError(f"{detail}: is the API address right?")
-    return None
+        error = InstallationGoneError(detail, public=INSTALL_HINT)
+    elif route in _LOOK_UPS:
+        error = NotInstalledError(detail, public=INSTALL_HINT)
+    elif route is Route.CONVERT_MANIFEST:
+        error = CodeSpentError(detail)
+    elif route in {Route.APP, Route.INSTALLATIONS, Route.HOOK_CONFIG}:
+        error = GitHubRejectedAppError(f"{detail}: is the API address right?")
+    return error
 
 
 def _moved(route: Route, reply: Reply, detail: str) -> GitHubError | None:

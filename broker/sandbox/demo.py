@@ -209,18 +209,27 @@ class Demo:
 
     def stay(self) -> None:
         """Print what to paste into another terminal, and wait to be stopped."""
-        token = f"$(uv run broker-cli github token {REPOSITORY})"
-        clone_url = f"{self._server.url.replace('://', f'://x-access-token:{token}@')}/{REPOSITORY}.git"
+        admin_key = self.broker("keys", "create", "--name", "demo-admin", "--admin")
+        clone_url = f"{self._server.url}/{REPOSITORY}.git"
+        helper = "!uv run broker-cli git-credential"
+        git = f"git -c credential.helper= -c credential.helper='{helper}' -c credential.useHttpPath=true"
+        key_id = self.key.split("_")[1]
+        admin = f"BROKER_API_KEY={admin_key} uv run broker-cli admin"
         click.secho("\nIt stays up. In another terminal, in this folder:\n", bold=True)
         for line in (
             f"export BROKER_API_URL={self.url}",
             f"export BROKER_API_KEY={self.key}",
             f"uv run broker-cli github token {REPOSITORY}",
-            f"git clone {clone_url}",
-            "uv run broker-cli github token acme/secrets        # refused: this key may not",
-            "uv run broker-cli whoami",
+            f'{git} clone {clone_url} "$(mktemp -d)/widgets"',
+            "uv run broker-cli github token acme/secrets  # refused: this key may not",
+            f"{admin} keys revoke {key_id} --tokens revoke",
+            f"uv run broker-cli github token {REPOSITORY}  # refused: the key is gone",
         ):
             click.echo(f"  {line}")
+        click.echo(
+            "\nOutside of a clone the client comes from the broker itself (after the first two lines):\n\n"
+            f"  UV_INDEX={self.url}/simple/ uv tool run broker-cli github token {REPOSITORY}"
+        )
         click.echo("\nCtrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

@@ -104,10 +104,11 @@ class Front:
         if self._prefix:
             below = path.removeprefix(self._prefix)
             return ("api", below) if below != path and below.startswith("/") else ("web", path)
-        git = any(
-            route.match(request.method, path) for route in self._github.routes if route.surface == "web"
+        web = any(
+            route.surface == "web" and route.match(request.method, path) is not None
+            for route in self._github.routes
         )
-        return ("web" if git else "api"), path
+        return ("web" if web else "api"), path
 
     def _route(self, surface: str, method: str, path: str) -> tuple[Route | None, dict[str, str]]:
         for route in self._github.routes:

@@ -6,8 +6,10 @@ import time
 from typing import TYPE_CHECKING, Self
 
 from broker.sandbox import git, rest
+from broker.sandbox.exchange import Reply, Route
 from broker.sandbox.faults import Fault, Faults
 from broker.sandbox.front import Front
+from broker.sandbox.manifests import Manifests
 from broker.sandbox.server import ThreadedServer
 from broker.sandbox.state import (
     Change,
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from broker.sandbox.exchange import Route
+    from broker.sandbox.exchange import Exchange
     from broker.sandbox.journal import Call
 
 __all__ = [
@@ -54,8 +56,9 @@ class EmulatedGitHub(State):
         latency_s: seconds that every call takes at least.
         route_latency_s: more seconds, by name of the route.
         observers: called with each call before it is worked on, on the server's thread.
-        routes: first match wins; later modules (app manifests) add theirs.
+        routes: first match wins.
         hooks: webhooks of apps.
+        manifests: the pages on which a browser makes and installs apps.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:  # noqa: TID251 - GitHub has a clock of its own
@@ -65,8 +68,14 @@ class EmulatedGitHub(State):
         self.latency_s = 0.0
         self.route_latency_s: dict[str, float] = {}
         self.observers: list[Callable[[Call], None]] = []
-        self.routes: list[Route] = [*git.routes(), *rest.routes()]
         self.hooks: list[Hook] = []
+        self.manifests = Manifests(self)
+        self.routes: list[Route] = [
+            *git.routes(),
+            *rest.routes(),
+            *self.manifests.routes(),
+            Route("hook_config", "GET", "/app/hook/config", self._hook_config, credential="jwt"),
+        ]
 
     def note(self, call: Call) -> Call:
         """Write a call into the journal."""
@@ -120,6 +129,15 @@ class EmulatedGitHub(State):
         if ping:
             hook.ping()
         return hook
+
+    def _hook_config(self, exchange: Exchange) -> Reply:
+        hook = next((one for one in self.hooks if one.app is exchange.signer), None)
+        config = {"content_type": "form", "insecure_ssl": "0"}
+        if hook is not None:
+            config |= {"content_type": hook.content_type, "url": hook.url or ""}
+            if hook.secret is not None:
+                config["secret"] = "********"
+        return Reply.of_json(200, config)
 
     def close(self) -> None:
         """Stop delivering, and delete the repositories that the emulator made."""

@@ -26,6 +26,40 @@ def test_before_the_first_start_nothing_is_made(world: World) -> None:
     assert not (world.folder / "broker.db").exists()
 
 
+def test_every_finding_names_its_page(world: World) -> None:
+    page = f"{world.server.url}/organizations/acme-platform/settings/apps/token-broker"
+    secret = {"BROKER_GITHUB_WEBHOOK_SECRET": "s" * 32}
+    assert f"no webhook address: {page}\n" in world.command("check", **secret).stdout
+
+    world.app.public = True
+    hook = world.github.add_hook(world.app, "https://broker.example.com/", None)
+    hook.losing = True
+    world.github.installations[world.installation.id].permissions.pop("contents")
+    done = world.command("check", **secret)
+    assert done.returncode == 1
+    for said in (
+        f"more than read (issues: write): take that away on {page}/permissions",
+        f"make it private on {page}/advanced",
+        f"goes to https://broker.example.com/, not to /webhooks/github of a broker: {page}",
+        f"has no secret, so every delivery is refused: set one on {page}",
+        f"does not subscribe to repository (renames, transfers): tick it on {page}/permissions",
+        "acme has not granted contents yet: an owner has to accept it: ",
+    ):
+        assert said in done.stdout, done.stdout
+    assert "switch the webhook off" in world.command("check").stdout
+    assert "strangers" not in world.command("check", BROKER_ALLOWED_OWNERS="acme").stdout
+
+    hook.url, hook.secret = "https://broker.example.com/webhooks/github", "s" * 32
+    world.app.public = False
+    world.app.events.append("repository")
+    world.github.set_app_permissions(world.app, {"contents": "read", "metadata": "read"})
+    world.github.set_permissions(world.installation)
+    well = world.command("check", **secret).stdout
+    assert [line for line in well.splitlines() if line.startswith(("!", "✗"))] == [
+        line for line in well.splitlines() if "does not exist yet" in line
+    ]
+
+
 @pytest.mark.parametrize("what", ["key", "id", "contents", "unreachable"])
 def test_problems_end_with_1(world: World, what: str) -> None:
     more: dict[str, str] = {}

@@ -31,7 +31,13 @@ CONTRACT = {
     "unsupported_media_type": {415},
     "conflict": {409},
 }
-OPERATORS_OWN = {errors.ClientWheelsError, errors.SettingsError, errors.PrivateKeyError, BrokerError}
+OPERATORS_OWN = {
+    errors.ClientWheelsError,
+    errors.SettingsError,
+    errors.SetupError,
+    errors.PrivateKeyError,
+    BrokerError,
+}
 """What no caller can do anything about; most of them end the start."""
 
 

@@ -1,0 +1,1 @@
+"""``broker setup``: a GitHub App made in the browser, its secrets kept on this machine."""
