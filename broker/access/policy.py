@@ -24,10 +24,10 @@ def parse_pattern(text: str) -> tuple[str, str]:
     Raises:
         InvalidRequestError: it is none of these.
     """
-    owner, slash, name = text.partition("/")
+    owner, _, name = text.partition("/")
     if text == "*/*":
         return "*", "*"
-    if not slash or not _NAME_PATTERN.fullmatch(name) or name in {".", ".."}:
+    if not _NAME_PATTERN.fullmatch(name) or name in {".", ".."}:
         raise InvalidRequestError(
             public="repositories: a pattern is owner/repo, owner/*, owner/prefix-* or */*."
         )

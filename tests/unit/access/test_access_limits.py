@@ -1,6 +1,7 @@
 """Per-key limits: all of the limit is given, and never more, whoever asks."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -56,6 +57,48 @@ async def test_two_processes_never_give_more_and_lose_a_chunk_at_most(limit: int
     given = sum(await asyncio.gather(passes(one, limit, limit), passes(two, limit, limit)))
     assert given <= limit
     assert given >= limit - max(1, limit // 20) + 1 or given == limit
+
+
+@pytest.mark.parametrize("limit", [1, 5, 39, 40, 200])
+async def test_a_process_holds_a_twentieth_at_most(limit: int) -> None:
+    """What one process has taken and does not need is all that another one misses."""
+    counter = Counter()
+    one, two = RateLimiter(counter), RateLimiter(counter)  # type: ignore[arg-type]
+    assert await passes(one, limit, 1) == 1
+    assert counter.used == max(1, limit // 20)
+    assert await passes(two, limit, limit) == limit - max(1, limit // 20)
+
+
+async def test_the_next_minute_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Used up is used up until the minute ends, without asking again, and not a moment longer."""
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    counter = Counter()
+    limiter = RateLimiter(counter)  # type: ignore[arg-type]
+    assert await passes(limiter, 2, 3) == 2
+    asked = counter.calls
+    now += 10
+    with pytest.raises(RateLimitedError) as caught:
+        await limiter.take(caller(2))
+    assert (counter.calls, caught.value.retry_after_s) == (asked, 20.0)
+    counter.used = 0
+    now += 20
+    assert await passes(limiter, 2, 3) == 2
+
+
+async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key that was longest without a request is forgotten: what it had left counts as used."""
+    monkeypatch.setattr("broker.access.limits._REMEMBERED", 2)
+    counter = Counter()
+    limiter = RateLimiter(counter)  # type: ignore[arg-type]
+    a, b, c = (replace(caller(1000), id=name * 12) for name in "abc")
+    for one in (a, b, a, c):
+        await limiter.take(one)
+    assert counter.calls == 3
+    await limiter.take(a)
+    assert counter.calls == 3
+    await limiter.take(b)
+    assert counter.calls == 4
 
 
 async def test_few_requests_write() -> None:

@@ -79,7 +79,7 @@ def test_patterns(pattern: str, name: str | None, allowed: bool) -> None:
     "wrong",
     [
         "", "*", "acme", "acme/", "/widgets", "*/widgets", "*/svc-*", "ac*/widgets", "ac*/*", "acme/*x", "acme/a*b",
-        "acme/**", "acme/a/b", "acme/*/b", "acme/ widgets", "acme/wid\ngets", "acme/*\n", "-acme/x", "acme/..",
+        "acme/**", "acme/a/b", "acme/*/b", "acme/ widgets", "acme/wid\ngets", "acme/*\n", "-acme/x", "acme/.", "acme/..",
         "acme/é", "acmé/x", "a" * 40 + "/x", "acme/" + "a" * 101, "acme/?", "https://github.com/acme/x", "**/*",
     ],
 )  # fmt: skip

@@ -48,6 +48,20 @@ async def test_a_few_failures_cost_nothing() -> None:
         strangers.failed(one, HERE)
 
 
+async def test_from_the_thirtieth_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1000.0)
+    strangers = Strangers()
+    for one in keys(FREE_FAILURES - 1):
+        strangers.failed(one, HERE)
+    await strangers.wait(key(), HERE)
+    strangers.failed(key(), HERE)
+    task = asyncio.create_task(strangers.wait(key(), HERE))
+    await asyncio.sleep(0)
+    assert not task.done()
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_after_many_the_next_is_looked_up_a_moment_later() -> None:
     strangers = flooded()
     assert await waits(strangers, key())
@@ -76,6 +90,7 @@ async def test_knowing_the_id_of_a_good_key_is_not_enough() -> None:
         ("192.0.2.7", "192.0.2.8", False),
         ("192.0.2.7", "::ffff:192.0.2.7", True),
         ("2001:db8::1", "2001:db8::ffff:1", True),
+        ("2001:db8::1", "2001:db8:0:0:8000::1", True),
         ("2001:db8::1", "2001:db8:0:1::1", False),
         (None, "192.0.2.7", False),
         (None, None, True),
@@ -111,8 +126,15 @@ async def test_more_than_there_is_room_for_are_told_to_try_again() -> None:
     refused = [each for each in found if each is not None]
     assert {type(each) for each in refused} == {RateLimitedError}
     early = sum(number < ROOM for number in let_in)
-    assert ROOM / 4 < early < ROOM * 3 / 4
+    assert 0.35 * ROOM < early < 0.65 * ROOM  # seven standard deviations
     assert await waits(strangers, key()), "the next ones find room again"
+
+
+async def test_one_place_is_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "ROOM", 1)
+    strangers = flooded()
+    found = await asyncio.gather(*(strangers.wait(one, HERE) for one in keys(300)), return_exceptions=True)
+    assert [each for each in found if not isinstance(each, RateLimitedError)] == [None]
 
 
 async def test_who_leaves_disturbs_nobody() -> None:

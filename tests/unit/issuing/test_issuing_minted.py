@@ -1,5 +1,8 @@
 """Rule 1 on what GitHub returns, as a table; and GitHub's clock out of a reply."""
 
+import base64
+import hashlib
+
 import pytest
 
 from broker.errors import UntrustedReplyError
@@ -9,6 +12,7 @@ from broker.model import LiveToken, MintedToken, RepositoryName, Scope, Secret
 
 ONE = Scope.of_repositories("github.com", [RepositoryName.parse("Acme/Widgets")], ("contents", "metadata"))
 WIDE = Scope.of_owner("github.com", "acme", ("contents", "metadata"))
+SHA256 = base64.b64encode(hashlib.sha256(b"ghs_x").digest()).decode()
 READ = {"contents": "read", "metadata": "read"}
 
 
@@ -30,11 +34,14 @@ def test_what_was_asked_for_is_taken() -> None:
     token = checked()
     assert (token.repositories, token.permissions) == (("acme/widgets",), ("contents", "metadata"))
     assert (token.installation_id, token.epoch, token.scope_id) == (7, 3, ONE.id)
+    assert (token.token.reveal(), token.sha256, token.expires_at) == ("ghs_x", SHA256, 3600.0)
 
 
 @pytest.mark.parametrize("permissions", [{"contents": "read"}, READ])
 def test_metadata_is_never_a_reason(permissions: dict[str, str]) -> None:
     checked(permissions=permissions)
+    unasked = Scope.of_repositories("github.com", [RepositoryName.parse("acme/widgets")], ("contents",))
+    assert checked(unasked, permissions=permissions).permissions == tuple(permissions)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,7 @@ def test_canonical_spelling_is_kept() -> None:
 
 def test_an_owner_wide_token_reaches_no_other_owner() -> None:
     assert checked(WIDE, repositories=None, selection="all").repositories is None
+    assert checked(WIDE, repositories=("Acme/a", "acme/b"), selection="selected").repositories is None
     with pytest.raises(UntrustedReplyError):
         checked(WIDE, repositories=("acme/a", "stranger/b"), selection="all")
 
