@@ -55,7 +55,7 @@ from broker.tls import TlsIdentity
 from broker.watch import Watch
 from broker.web.admin import Admin
 from broker.web.metrics import MetricsPage
-from broker.web.middleware import Edge, not_found
+from broker.web.middleware import Direct, Edge, not_found
 from broker.web.openapi import document
 from broker.web.prefect_compat import PrefectCompat
 from broker.web.probes import Probes
@@ -491,8 +491,9 @@ def build_app(broker: Broker) -> ASGIApp:
         async with broker.running():
             yield
 
+    token = Route("/v1/github/token", Direct(tokens.token), methods=["POST"])
     routes = [
-        Route("/v1/github/token", tokens.token, methods=["POST"]),
+        token,
         Route("/v1/git/askpass", tokens.askpass, methods=["GET"]),
         Route("/v1/github/repositories", tokens.repositories, methods=["GET"]),
         Route("/v1/whoami", tokens.whoami, methods=["GET"]),
@@ -508,7 +509,7 @@ def build_app(broker: Broker) -> ASGIApp:
     # Not a Starlette(): its error middleware would answer before the edge does.
     router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)
     networks = [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies]
-    return Edge(router, networks, broker.meter, draining=draining)
+    return Edge(router, networks, broker.meter, draining=draining, direct=[token])
 
 
 def build_meter(settings: Settings) -> PrometheusMeter:

@@ -28,6 +28,7 @@ MAX_ID: Final = 2**53 - 1
 _LIMIT: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _BEARER: Final = b"bearer "
 _BASIC: Final = b"basic "
+_CHARSETS: Final = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -405,15 +406,17 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         PayloadTooLargeError: it is larger.
         UnsupportedMediaTypeError: it is encoded, or not declared as JSON.
     """
-    headers = request.headers
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaTypeError("a Content-Encoding")
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    declared = kind = b""
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-length":
+            declared = value
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaTypeError("a Content-Encoding")
+    if declared.isdigit() and int(declared) > limit:
         raise PayloadTooLargeError
-    kind, _, parameters = headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower()
-    if kind.strip().lower() != "application/json" or charset not in {"", "charset=utf-8", 'charset="utf-8"'}:
+    if kind != b"application/json" and not _is_json(kind):
         raise UnsupportedMediaTypeError(f"content type {kind[:60]!r}")
     chunks: list[bytes] = []
     size = 0
@@ -427,6 +430,11 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
     except TimeoutError:
         raise MalformedRequestError(public="The body did not arrive in time.") from None
     return b"".join(chunks)
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind, _, parameters = content_type.lower().partition(b";")
+    return kind.strip() == b"application/json" and parameters.strip() in _CHARSETS
 
 
 async def read_optional_body(request: Request) -> bytes:

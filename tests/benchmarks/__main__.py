@@ -9,16 +9,27 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "e2e")]
 
 from bench_client import client  # noqa: E402 - found through the line above
 from bench_cold import cold  # noqa: E402
 from bench_memory import memory  # noqa: E402
 from bench_report import Table, write_plot  # noqa: E402
+from bench_scale import scale  # noqa: E402
+from bench_soak import soak  # noqa: E402
 from bench_stage import Size  # noqa: E402
+from bench_stampede import stampede  # noqa: E402
 from bench_warm import warm  # noqa: E402
 
-BENCHMARKS = {"warm": warm, "cold": cold, "client": client, "memory": memory}
+BENCHMARKS = {
+    "warm": warm,
+    "cold": cold,
+    "stampede": stampede,
+    "client": client,
+    "memory": memory,
+    "scale": scale,
+    "soak": soak,
+}
 
 
 def main() -> None:

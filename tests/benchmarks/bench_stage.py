@@ -24,16 +24,28 @@ class Size:
 
     rounds: int = 9
     round_s: float = 0.7
-    connections: tuple[int, ...] = (1, 32)
+    connections: tuple[int, ...] = (1, 8, 32, 128, 256)
     cold_scopes: int = 30
     github_s: float = 0.2
     client_runs: int = 21
-    scopes: int = 1000
+    scopes: int = 10_000
+    stampedes: tuple[int, ...] = (10, 50, 200)
+    scales: tuple[int, ...] = (1, 1000, 10_000, 100_000)
+    soak_s: float = 600.0
 
     @classmethod
     def tiny(cls) -> "Size":
         return cls(
-            rounds=1, round_s=0.1, connections=(1,), cold_scopes=1, github_s=0.05, client_runs=1, scopes=5
+            rounds=1,
+            round_s=0.1,
+            connections=(1,),
+            cold_scopes=1,
+            github_s=0.05,
+            client_runs=1,
+            scopes=5,
+            stampedes=(5,),
+            scales=(1, 20),
+            soak_s=1.0,
         )
 
 
