@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, clear_overloads
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -47,7 +47,6 @@ from broker.reload import SecretWatch
 from broker.settings import Settings
 from broker.store.backend import Backend
 from broker.store.metered import metered
-from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
@@ -85,6 +84,9 @@ def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
     """
     url = settings.store_url.get_secret_value().strip()
     if url.startswith(("redis", "rediss")):
+        from broker.store.redis import RedisBackend  # noqa: PLC0415 - 20 MiB that SQLite has no use for
+
+        clear_overloads()  # redis-py has hundreds, 9 MiB that only get_overloads() would ask for
         return RedisBackend(
             Secret(url),
             audit_retention_s=settings.audit_retention,
