@@ -14,21 +14,25 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "e2e")]
 from bench_client import client  # noqa: E402 - found through the line above
 from bench_cold import cold  # noqa: E402
 from bench_memory import memory  # noqa: E402
+from bench_reach import reach  # noqa: E402
 from bench_report import Table, write_plot  # noqa: E402
 from bench_scale import scale  # noqa: E402
 from bench_soak import soak  # noqa: E402
 from bench_stage import Size  # noqa: E402
 from bench_stampede import stampede  # noqa: E402
 from bench_warm import warm  # noqa: E402
+from bench_workers import workers  # noqa: E402
 
 BENCHMARKS = {
     "warm": warm,
+    "workers": workers,
     "cold": cold,
     "stampede": stampede,
     "client": client,
     "memory": memory,
     "scale": scale,
     "soak": soak,
+    "reach": reach,
 }
 
 

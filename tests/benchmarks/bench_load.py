@@ -102,6 +102,7 @@ async def main(port: int, connections: int, seconds: float, *, key: str, reposit
     print(
         json.dumps(
             {
+                "requests": len(took),
                 "rate": len(took) / elapsed,
                 "p50_ms": took[len(took) // 2] * 1000,
                 "p99_ms": took[int(len(took) * 0.99)] * 1000,
