@@ -6,7 +6,6 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,36 +52,29 @@ class Rendered:
     """Fields of a line, of which most were rendered before, for many lines.
 
     Attributes:
-        common: what the lines have in common.
-        json: ``common`` as members of a JSON object, without its braces, redacted.
+        json: what the lines have in common, as members of a JSON object, without its braces, redacted.
         request_id: of the one line; checked at the edge to hold no secret.
         client_ip: of the one line.
     """
 
-    common: Mapping[str, object]
     json: str
     request_id: str = ""
     client_ip: str | None = None
 
     @classmethod
-    def of(cls, common: Mapping[str, object]) -> "Rendered":
+    def of(cls, common: dict[str, object]) -> "Rendered":
         """Return what lines have in common, rendered."""
-        return cls(common, _json_line(dict(common))[1:-1])
+        return cls(_json_line(common)[1:-1])
 
     def of_request(self, request_id: str, client_ip: str | None) -> "Rendered":
         """Return the fields of one line."""
-        return Rendered(self.common, self.json, request_id, client_ip)
+        return Rendered(self.json, request_id, client_ip)
 
-    def own(self) -> dict[str, object]:
-        """Return what only this line says."""
-        own: dict[str, object] = {"request_id": self.request_id}
-        return own if self.client_ip is None else {**own, "client_ip": self.client_ip}
-
-    def own_json(self) -> str:
-        """Return what only this line says, as members of a JSON object."""
+    def members(self) -> str:
+        """Return all fields, as members of a JSON object."""
         if self.client_ip is None:
-            return f'"request_id":{_quoted(self.request_id)}'
-        return f'"request_id":{_quoted(self.request_id)},"client_ip":{_quoted(self.client_ip)}'
+            return f'"request_id":{_quoted(self.request_id)},{self.json}'
+        return f'"request_id":{_quoted(self.request_id)},"client_ip":{_quoted(self.client_ip)},{self.json}'
 
 
 def _json_line(fields: dict[str, object]) -> str:
@@ -107,7 +99,7 @@ class _Formatter(logging.Formatter):
         extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         audit = extra.pop("audit", None)
         if isinstance(audit, Rendered):
-            audit = {**audit.common, **audit.own()}
+            audit = json.loads(f"{{{audit.members()}}}")
         ours: dict[str, object] = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
@@ -131,7 +123,7 @@ class JsonFormatter(_Formatter):
         if isinstance(audit, Rendered):
             return (
                 f'{{"time":"{_time(record.created)}","level":"{record.levelname.lower()}",'
-                f'"logger":"{record.name}","message":"{record.msg}",{audit.own_json()},{audit.json}}}'
+                f'"logger":"{record.name}","message":"{record.msg}",{audit.members()}}}'
             )
         return _json_line(self.fields(record))
 
