@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=f"of {', '.join(BENCHMARKS)}; default all")
     parser.add_argument("--tiny", action="store_true", help="the least that shows that all of it still runs")
+    parser.add_argument("--markdown", action="store_true", help="tables as README has them, too")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     chosen = parser.parse_args()
     unknown = set(chosen.names) - set(BENCHMARKS)
@@ -55,6 +56,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix=f"bench-{name}-") as folder:
             table: Table = BENCHMARKS[name](Path(folder), size)
         print(f"\n{table.text()}", flush=True)
+        if chosen.markdown:
+            print(f"\n{table.markdown()}", flush=True)
         (chosen.results / f"{name}.json").write_text(json.dumps(table.as_json(), indent=1))
         write_plot(table, chosen.results / f"{name}.svg")
 
