@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.errors import StoreError
+from broker.observe import Rendered
 from broker.ports import AuditEvent, Meter, Store
 from broker.wording import audit_body
 
@@ -25,9 +26,25 @@ _KEPT: Final = 50_000
 
 @dataclass(slots=True)
 class _Tally:
+    """What repeats.
+
+    Attributes:
+        event: the last of those that are counted; that one is told.
+        line: of hand-outs, what their lines on the log have in common.
+        asked: who asked last (request id, address), where that is newer than ``event``.
+    """
+
     event: AuditEvent
     count: int
     written_at: float
+    line: Rendered | None = None
+    asked: tuple[str, str | None] | None = None
+
+    def told(self, count: int) -> AuditEvent:
+        """Return the event that stands for ``count`` of them."""
+        if self.asked is None:
+            return replace(self.event, count=count)
+        return replace(self.event, count=count, request_id=self.asked[0], client_ip=self.asked[1])
 
 
 class Auditor:
@@ -74,15 +91,36 @@ class Auditor:
         self.log(event)
         now = asyncio.get_running_loop().time()
         name = ("issued", event.token_sha256 or "", event.key_id or "")
-        if first:
-            self._put(name, _Tally(event, 0, now))
-            return
         tally = self._tallies.get(name)
-        if tally is None:
-            self._put(name, _Tally(event, 1, now))
+        if first or tally is None:
+            tally = _Tally(event, 0 if first else 1, now)
+            self._put(name, tally)
         else:
             tally.count += 1
-            tally.event = event  # of those that are counted the last one is told
+            tally.event = event
+            tally.asked = None
+        if event.cached:
+            tally.line = Rendered.of(audit_body(replace(event, request_id=None, client_ip=None)))
+
+    def issued_again(
+        self, *, token_sha256: str, key_id: str, key_name: str, request_id: str, client_ip: str | None
+    ) -> bool:
+        """Note a hand-out that differs from one a moment ago only in who asked; False if there was none.
+
+        Most hand-outs are such: their line is made of one that was rendered before.
+        """
+        tally = self._tallies.get(("issued", token_sha256, key_id))
+        if tally is None or tally.line is None or tally.event.key_name != key_name:
+            return False
+        tally.count += 1
+        tally.asked = (request_id, client_ip)
+        self._meter.issued_again()
+        if _log.isEnabledFor(logging.INFO):  # as info(), without looking for who called it
+            extra = {"audit": tally.line.of_request(request_id, client_ip)}
+            _log.handle(
+                _log.makeRecord(_log.name, logging.INFO, "", 0, str(tally.event.event), (), None, extra=extra)
+            )
+        return True
 
     async def denied(self, event: AuditEvent) -> None:
         """Note a refusal to a key that exists: stored at once, then once a minute with a count."""
@@ -137,7 +175,7 @@ class Auditor:
                     del self._tallies[name]
         if due:
             try:
-                await self._store.record([replace(tally.event, count=count) for _, tally, count in due])
+                await self._store.record([tally.told(count) for _, tally, count in due])
             except StoreError:
                 self._meter.audit_failed("late", sum(count for _, _, count in due))
                 raise

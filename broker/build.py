@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, clear_overloads
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -48,7 +48,6 @@ from broker.reload import SecretWatch
 from broker.settings import Settings
 from broker.store.backend import Backend
 from broker.store.metered import metered
-from broker.store.redis import RedisBackend
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
@@ -56,7 +55,7 @@ from broker.tls import TlsIdentity
 from broker.watch import Watch
 from broker.web.admin import Admin
 from broker.web.metrics import MetricsPage
-from broker.web.middleware import Edge, not_found
+from broker.web.middleware import Direct, Edge, not_found
 from broker.web.openapi import document
 from broker.web.prefect_compat import PrefectCompat
 from broker.web.probes import Probes
@@ -86,6 +85,9 @@ def build_backend(settings: Settings, clock: Clock | None = None) -> Backend:
     """
     url = settings.store_url.get_secret_value().strip()
     if url.startswith(("redis", "rediss")):
+        from broker.store.redis import RedisBackend  # noqa: PLC0415 - 20 MiB that SQLite has no use for
+
+        clear_overloads()  # redis-py has hundreds, 9 MiB that only get_overloads() would ask for
         return RedisBackend(
             Secret(url),
             audit_retention_s=settings.audit_retention,
@@ -487,8 +489,9 @@ def build_app(broker: Broker) -> ASGIApp:
         async with broker.running():
             yield
 
+    token = Route("/v1/github/token", Direct(tokens.token), methods=["POST"])
     routes = [
-        Route("/v1/github/token", tokens.token, methods=["POST"]),
+        token,
         Route("/v1/git/askpass", tokens.askpass, methods=["GET"]),
         Route("/v1/github/repositories", tokens.repositories, methods=["GET"]),
         Route("/v1/whoami", tokens.whoami, methods=["GET"]),
@@ -504,7 +507,7 @@ def build_app(broker: Broker) -> ASGIApp:
     # Not a Starlette(): its error middleware would answer before the edge does.
     router = Router(routes=routes, lifespan=lifespan, redirect_slashes=False, default=not_found)
     networks = [ipaddress.ip_network(one) for one in broker.settings.trusted_proxies]
-    return Edge(router, networks, broker.meter, draining=draining)
+    return Edge(router, networks, broker.meter, draining=draining, direct=[token])
 
 
 def build_meter(settings: Settings) -> PrometheusMeter:

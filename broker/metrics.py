@@ -194,6 +194,10 @@ class PrometheusMeter(Meter):
         elif event.event is Event.TOKEN_DENIED and event.key_id is not None:
             self._denied.inc(self._code(event.code or ""))
 
+    def issued_again(self) -> None:
+        """A cached token was handed out again, as a moment ago."""
+        self._issued.inc("cached")
+
     def audit_failed(self, what: str, events: int = 1) -> None:
         """Events did not get into the store."""
         self._audit.inc(what, by=events)

@@ -159,6 +159,10 @@ class Scope:
         digest = hashlib.sha256(canonical.encode()).digest()
         object.__setattr__(self, "id", base64.urlsafe_b64encode(digest).rstrip(b"=").decode())
 
+    def __hash__(self) -> int:
+        """Hash the id, which is a digest of all that is compared."""
+        return hash(self.id)
+
     @classmethod
     def of_repositories(
         cls, host: str, names: Iterable[RepositoryName], permissions: tuple[str, ...]

@@ -7,7 +7,9 @@ import sys
 import threading
 import traceback
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from types import TracebackType
 from typing import Final, Literal
 
@@ -19,6 +21,8 @@ REQUEST_ID: Final[ContextVar[str | None]] = ContextVar("request_id", default=Non
 A task that a request begins (a mint, say) has it too, also when it goes on after the answer.
 """
 
+_quoted: Final = json.encoder.encode_basestring_ascii
+_JSON: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _SUSPICIOUS: Final = re.compile(r"gh[a-z]+_|eyJ|PRIVATE KEY|://|authorization", re.IGNORECASE)
 """Every redaction needs one of these: a line without any is not looked at twice."""
 
@@ -43,14 +47,61 @@ def _redacted(value: object) -> object:
     return redact(str(value))
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """Fields of a line, of which most were rendered before, for many lines.
+
+    Attributes:
+        json: what the lines have in common, as members of a JSON object, without its braces, redacted.
+        request_id: of the one line; checked at the edge to hold no secret.
+        client_ip: of the one line.
+    """
+
+    json: str
+    request_id: str = ""
+    client_ip: str | None = None
+
+    @classmethod
+    def of(cls, common: dict[str, object]) -> "Rendered":
+        """Return what lines have in common, rendered."""
+        return cls(_json_line(common)[1:-1])
+
+    def of_request(self, request_id: str, client_ip: str | None) -> "Rendered":
+        """Return the fields of one line."""
+        return Rendered(self.json, request_id, client_ip)
+
+    def members(self) -> str:
+        """Return all fields, as members of a JSON object."""
+        if self.client_ip is None:
+            return f'"request_id":{_quoted(self.request_id)},{self.json}'
+        return f'"request_id":{_quoted(self.request_id)},"client_ip":{_quoted(self.client_ip)},{self.json}'
+
+
+def _json_line(fields: dict[str, object]) -> str:
+    line = _JSON(fields)
+    return _JSON(_redacted(fields)) if _SUSPICIOUS.search(line) else line
+
+
+@lru_cache(2)
+def _second(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _time(unix_s: float) -> str:
+    """Return RFC 3339 UTC, to the millisecond."""
+    return f"{_second(int(unix_s))}.{int(unix_s * 1000) % 1000:03d}+00:00"
+
+
 class _Formatter(logging.Formatter):
     """Gathers message, fields and traceback; children redact what they show."""
 
     def fields(self, record: logging.LogRecord) -> dict[str, object]:
         extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         audit = extra.pop("audit", None)
+        if isinstance(audit, Rendered):
+            audit = json.loads(f"{{{audit.members()}}}")
         ours: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": _time(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -68,9 +119,13 @@ class JsonFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        found = self.fields(record)
-        line = json.dumps(found, default=str, separators=(",", ":"))
-        return json.dumps(_redacted(found), separators=(",", ":")) if _SUSPICIOUS.search(line) else line
+        audit = vars(record).get("audit")
+        if isinstance(audit, Rendered):
+            return (
+                f'{{"time":"{_time(record.created)}","level":"{record.levelname.lower()}",'
+                f'"logger":"{record.name}","message":"{record.msg}",{audit.members()}}}'
+            )
+        return _json_line(self.fields(record))
 
 
 class ConsoleFormatter(_Formatter):
@@ -104,6 +159,8 @@ def configure_logging(*, form: Literal["console", "json"] | None, level: str) ->
         level: least level of our own loggers; other libraries log from warning on (at debug: from
             info), because their info lines hold URLs.
     """
+    # What our lines do not show need not be found out for each of them ("Optimization", logging HOWTO).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = logging.StreamHandler(sys.stderr)
     chosen = form or ("console" if sys.stderr.isatty() else "json")
     handler.setFormatter(ConsoleFormatter() if chosen == "console" else JsonFormatter())

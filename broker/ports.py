@@ -120,6 +120,9 @@ class Meter:
     def decided(self, event: "AuditEvent") -> None:
         """A decision went to the audit's log."""
 
+    def issued_again(self) -> None:
+        """A cached token was handed out again, as a moment ago."""
+
     def audit_failed(self, what: str, events: int = 1) -> None:
         """Events did not get into the store: ``late`` (kept for another try) or ``lost``."""
 

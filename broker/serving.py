@@ -8,6 +8,7 @@ it to end kills it after 30 s, and then nothing is written at all.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -124,6 +125,9 @@ class Server(uvicorn.Server):
         parent = multiprocessing.parent_process()
         if self._worker and parent is not None:
             self._loop.add_reader(parent.sentinel, self._orphaned, parent.sentinel)
+        # What is there now stays: looking through it again and again made one request in hundreds wait.
+        gc.collect()
+        gc.freeze()
         await super().main_loop()
 
     def _orphaned(self, sentinel: int) -> None:

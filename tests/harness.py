@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -52,6 +52,7 @@ class Service:
     port: int
     name: str
     process: subprocess.Popen[bytes] | None = None
+    command: ClassVar = (str(SCRIPTS / "broker"), "serve")
     log_path: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Service:
     def start(self, *, wait: bool = True) -> "Service":
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(SCRIPTS / "broker"), "serve"],
+                self.command,
                 env={**self.environment, "BROKER_PORT": str(self.port)},
                 cwd=self.folder,
                 stdout=log,

@@ -101,23 +101,33 @@ def authorize(caller: ApiKeyRecord, scope: Scope, *, allowed_owners: frozenset[s
     """
     if allowed_owners is not None and scope.owner not in allowed_owners:
         raise ForbiddenError(f"owner {scope.owner} is not in BROKER_ALLOWED_OWNERS")
+    _covered(caller.repositories, caller.permissions, scope)
+    return Grant(caller.id, caller.name, scope)
+
+
+@lru_cache(4096)
+def _covered(patterns: tuple[str, ...], permissions: tuple[str, ...], scope: Scope) -> None:
+    """Return if a policy covers all of ``scope``; the same question has the same answer.
+
+    Raises:
+        ForbiddenError: it does not; that is not remembered.
+    """
     if scope.repositories is None:
-        if not reaches_all_of(caller.repositories, scope.owner):
+        if not reaches_all_of(patterns, scope.owner):
             raise ForbiddenError(
                 f"the key's patterns do not cover {scope.owner}/*",
                 public="This key may not have a token for all repositories of that owner.",
             )
     else:
         for name in scope.repositories:
-            if not reaches(caller.repositories, name):
+            if not reaches(patterns, name):
                 raise ForbiddenError(f"the key's patterns do not cover {name}")
-    beyond = sorted(set(scope.permissions) - set(caller.permissions) - {"metadata"})
+    beyond = sorted(set(scope.permissions) - set(permissions) - {"metadata"})
     if beyond:
         raise ForbiddenError(
             f"the key's permissions do not cover {', '.join(beyond)}",
             public="This key's policy does not allow one of the permissions asked for.",
         )
-    return Grant(caller.id, caller.name, scope)
 
 
 def require_admin(caller: ApiKeyRecord) -> None:

@@ -218,9 +218,9 @@ class Issuer:
             BrokerError: one of the contract's refusals.
         """
         caller: list[ApiKeyRecord] = []
+        until = asyncio.get_running_loop().time() + self._settings.timeout_s
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
-                return await self._issue(presented, request, origin, caller)
+            return await self._issue(presented, request, origin, caller, until)
         except TimeoutError:
             error: BrokerError = GitHubTimeoutError("the request's time is up while GitHub is asked")
             await self._denied(error, caller, request.scope, origin)
@@ -230,8 +230,15 @@ class Issuer:
             raise
 
     async def _issue(
-        self, presented: PresentedKey, request: TokenRequest, origin: Origin, who: list[ApiKeyRecord]
+        self,
+        presented: PresentedKey,
+        request: TokenRequest,
+        origin: Origin,
+        who: list[ApiKeyRecord],
+        until: float,
     ) -> Issued:
+        # Only what waits for GitHub needs the request's own deadline: each verb of the store has one, and
+        # a timer costs a good part of a warm request.
         way = _Way(refresh=request.refresh)
         for attempt in range(_ATTEMPTS):
             caller, seen = await self._read(presented, request.scope, origin)
@@ -239,13 +246,14 @@ class Issuer:
             if attempt == 0:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
-            if attempt == 0 and await self._looked_again(request.scope, seen):
+            if attempt == 0 and await self._looked_again(request.scope, seen, until):
                 continue
             _serves(seen.installation())
             token = await self._cached(seen, request, way)
             if token is None:
                 with contextlib.suppress(OvertakenError):
-                    way.fresh = await self._minter.mint(grant, seen)
+                    async with asyncio.timeout_at(until):
+                        way.fresh = await self._minter.mint(grant, seen)
                 continue
             cached = token.sha256 != way.fresh
             match await self._hand(grant, token, seen, origin, cached=cached):
@@ -265,7 +273,7 @@ class Issuer:
             raise BlockedError
         return grant
 
-    async def _looked_again(self, scope: Scope, seen: Snapshot) -> bool:
+    async def _looked_again(self, scope: Scope, seen: Snapshot, until: float) -> bool:
         """Have an installation's old picture renewed; True if this request waited for that."""
         installation = seen.installation()
         if installation is None:
@@ -273,7 +281,8 @@ class Issuer:
         self._installations.used(scope.owner)
         if not self._installations.is_old(installation):
             return False
-        await self._installations.renewed(scope.owner, installation)
+        async with asyncio.timeout_at(until):
+            await self._installations.renewed(scope.owner, installation)
         return True
 
     async def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
@@ -315,6 +324,19 @@ class Issuer:
     async def _hand(
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
     ) -> HandResult:
+        name = (token.sha256, grant.key_id)
+        if (
+            cached
+            and name in self._handed
+            and self._auditor.issued_again(
+                token_sha256=token.sha256,
+                key_id=grant.key_id,
+                key_name=grant.key_name,
+                request_id=origin.request_id,
+                client_ip=origin.client_ip,
+            )
+        ):
+            return HandResult.AGAIN
         event = AuditEvent(
             Event.TOKEN_ISSUED,
             request_id=origin.request_id,
@@ -329,7 +351,6 @@ class Issuer:
             expires_at=token.expires_at,
             cached=cached,
         )
-        name = (token.sha256, grant.key_id)
         result = HandResult.AGAIN
         if name not in self._handed:
             result = await self._store.hand(token, epoch=seen.epoch, event=replace(event, count=1))

@@ -9,10 +9,11 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from functools import lru_cache
+from typing import Final, TypeVar
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -26,6 +27,10 @@ _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _HEADER_BYTES: Final = 3
 _TAG_BYTES: Final = 16
+_OPENED: Final = 1024
+"""So many opened entries of each kind are remembered. One with a token takes about 2 KiB."""
+
+Opened = TypeVar("Opened")
 
 
 class SealError(Exception):
@@ -153,6 +158,7 @@ class Sealer:
             for number, key in data_keys.items()
             for kind in Kind
         }
+        self._opened = {kind: lru_cache(_OPENED)(self._open_anew) for kind in Kind}
 
     def lacks(self, blobs: Iterable[bytes]) -> bool:
         """Return whether one of ``blobs`` says that a data key sealed it which is not among ours."""
@@ -173,6 +179,23 @@ class Sealer:
         header = bytes((VERSION,)) + self._current.to_bytes(2, "big")
         cipher = self._ciphers[self._current, kind]
         return header + nonce + cipher.encrypt(nonce, plain, self._context(header, kind, identity))
+
+    def opened(self, kind: Kind, identity: str, blob: bytes, parse: Callable[[str, bytes], Opened]) -> Opened:
+        """Return ``parse(identity, plain text)``; for the same bytes under the same name it is done once.
+
+        Opening and parsing are pure, so what they gave for these very bytes is still right. Whether it may be
+        *used* is decided anew each time, on what was read beside it.
+
+        Raises:
+            SealError: as ``open``; nothing of that is remembered.
+        """
+        found: Opened = self._opened[kind](kind, identity, blob, parse)
+        return found
+
+    def _open_anew(
+        self, kind: Kind, identity: str, blob: bytes, parse: Callable[[str, bytes], Opened]
+    ) -> Opened:
+        return parse(identity, self.open(kind, identity, blob))
 
     def open(self, kind: Kind, identity: str, blob: bytes) -> bytes:
         """Return the plain text of the entry ``identity``.

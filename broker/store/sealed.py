@@ -15,6 +15,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import Any, Final
 
 from broker.errors import (
@@ -1017,12 +1018,11 @@ class SealedStore:
         entries = []
         for row in rows:
             try:
-                found = json.loads(sealer.open(Kind.OWNER, row.owner, row.blob))
+                _, installation = _parse_owner(row.owner, sealer.open(Kind.OWNER, row.owner, row.blob))
             except SealError as error:
                 _log.critical("stored owner refused", extra={"cause": str(error)})
                 continue
-            found.pop("epoch")
-            entries.append(OwnerEntry(Installation(**found), row.live))
+            entries.append(OwnerEntry(installation, row.live))
         return Page(tuple(entries), more)
 
     async def accept_owner(self, owner: str, event: AuditEvent) -> Installation | None:
@@ -1180,9 +1180,10 @@ class _Reach:
         self.fields = (*self.marks, *self.blocks, self.failure_mark)
         self.strings = (f"T:{scope.id}", _failure(scope), _refresh_failure(scope), f"O:{owner}")
 
-    @classmethod
-    def of(cls, scope: Scope) -> "_Reach":
-        return cls(scope)
+    @staticmethod
+    @lru_cache(1024)
+    def of(scope: Scope) -> "_Reach":
+        return _Reach(scope)
 
 
 class _Read:
@@ -1268,20 +1269,18 @@ class _Read:
         if scope is None or blob is None:
             return None
         try:
-            found = json.loads(self._sealer.open(Kind.OWNER, scope.owner, blob))
+            epoch, installation = self._sealer.opened(Kind.OWNER, scope.owner, blob, _parse_owner)
         except SealError as error:
             _log.critical("stored owner refused", extra={"cause": str(error)})
             return None
-        if found.pop("epoch") < self._mark(f"m:o:{scope.owner}"):
-            return None
-        return Installation(**found)
+        return installation if epoch >= self._mark(f"m:o:{scope.owner}") else None
 
     def token(self) -> LiveToken | None:
         scope, blob = self._query.scope, self.raw_token()
         if scope is None or blob is None or self._reach is None:
             return None
         try:
-            token = _parse_token(scope.id, self._sealer.open(Kind.TOKEN, scope.id, blob))
+            token = self._sealer.opened(Kind.TOKEN, scope.id, blob, _parse_token)
         except SealError as error:
             _log.critical("stored token refused", extra={"cause": str(error)})
             return None
@@ -1416,6 +1415,12 @@ def _parse_token(scope_id: str, plain: bytes) -> LiveToken:
     )
 
 
+def _parse_owner(_: str, plain: bytes) -> tuple[int, Installation]:
+    """Return the epoch of a picture of an owner's installation, and the picture."""
+    found = json.loads(plain)
+    return found.pop("epoch"), Installation(**found)
+
+
 def _open_key(sealer: Sealer, key_id: str, blob: bytes) -> ApiKeyRecord:
     """Return the record of a key.
 
@@ -1423,10 +1428,14 @@ def _open_key(sealer: Sealer, key_id: str, blob: bytes) -> ApiKeyRecord:
         StoreLostError: the blob is not that key's record. Not "no such key": clients keep theirs.
     """
     try:
-        found = json.loads(sealer.open(Kind.KEY, key_id, blob))
+        return sealer.opened(Kind.KEY, key_id, blob, _parse_key)
     except SealError as error:
         _log.critical("stored key record refused", extra={"key_id": key_id, "cause": str(error)})
         raise StoreLostError(f"the record of key {key_id} does not open: {error}") from error
+
+
+def _parse_key(_: str, plain: bytes) -> ApiKeyRecord:
+    found = json.loads(plain)
     return ApiKeyRecord(
         **{
             **found,

@@ -371,7 +371,9 @@ class SqliteBackend:
             raise StoreUnavailableError("the SQLite store is closed")
         future = thread.submit(lambda connection: job(connection, self._clock.now()))
         try:
-            return await asyncio.wait_for(asyncio.shield(future), deadline_s)
+            # Not wait_for(): until Python 3.12 it swallows a cancellation that comes with the answer.
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.shield(future)
         except asyncio.CancelledError:
             if writes:  # what was asked to be written is written; nobody hears whether it was
                 future.add_done_callback(_retrieve)

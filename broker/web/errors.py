@@ -1,9 +1,10 @@
 """Errors on the wire: RFC 9457 problems, one table from error to status; pure."""
 
+import itertools
 import json
 import math
+import secrets
 from typing import Final
-from uuid import uuid4
 
 from broker import errors
 from broker.errors import BrokerError
@@ -63,6 +64,10 @@ TITLES: Final = {
 }
 
 
+_PROCESS: Final = secrets.token_hex(10)
+_REQUESTS: Final = itertools.count(1)
+
+
 def status_of(error: BrokerError) -> int:
     """Return the HTTP status of an error: that of the nearest class in the table."""
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
@@ -90,4 +95,4 @@ def problem(error: BrokerError, request_id: str) -> tuple[int, dict[str, str], b
 
 def new_request_id() -> str:
     """Return a request id of our own."""
-    return uuid4().hex
+    return f"{_PROCESS}{next(_REQUESTS):012x}"

@@ -5,12 +5,13 @@ import ipaddress
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker.errors import (
@@ -97,6 +98,17 @@ class _Answer:
     code: str | None = None
 
 
+class Direct:
+    """A plain ASGI function as Starlette's routes take it: they call objects, and wrap functions."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self._app(scope, receive, send)
+
+
 class Edge:
     """Gives every request an id and a client address, and every error an answer.
 
@@ -105,6 +117,8 @@ class Edge:
         trusted_proxies: networks whose ``X-Forwarded-For`` is believed.
         meter: counts requests.
         draining: tells whether the process is about to end: then each answer is its connection's last.
+        direct: routes without parameters that are found without asking each route in turn, which costs as
+            much as the rest of a warm request.
     """
 
     def __init__(
@@ -114,8 +128,10 @@ class Edge:
         meter: Meter | None = None,
         *,
         draining: Callable[[], bool] = lambda: False,
+        direct: Iterable[Route] = (),
     ) -> None:
         self._app = app
+        self._direct = {(method, route.path): route for route in direct for method in route.methods or ()}
         self._trusted = tuple(trusted_proxies)
         self._meter = meter or Meter()
         self._draining = draining
@@ -185,8 +201,11 @@ class Edge:
             )
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app
+        if route := self._direct.get((scope.get("method", ""), scope.get("path", ""))):
+            scope["route"], app = route, route.app
         try:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         except asyncio.CancelledError:
             if not self._draining():
                 raise

@@ -87,9 +87,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
-        if self._answered:
-            self._expect_head()  # uvicorn has just forgotten its keep-alive timer
         super().data_received(data)
+        if self._answered or self._in_head:
+            # Only now: most heads come whole, and a timer costs. uvicorn has just forgotten its own.
+            self._expect_head()
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:

@@ -2,10 +2,13 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Send
+from starlette.types import Scope as HttpScope
 
 from broker.access.keys import PresentedKey
 from broker.errors import InvalidRequestError, RequestError, UnknownHostError
@@ -30,11 +33,24 @@ NO_STORE: Final = {"cache-control": "no-store"}
 _SECRETS_FROM: Final = 24
 """No secret of this product is shorter, most names of repositories are."""
 
+_REMEMBERED: Final = 1024
+_REMEMBERED_BYTES: Final = 1024
+"""So many bodies are remembered, and no longer ones."""
+
+_TOKEN_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+
+
+_encoder = json.JSONEncoder(separators=(",", ":"))
+
+
+def encode(value: object) -> bytes:
+    """Return ``value`` as JSON."""
+    return _encoder.encode(value).encode()
+
 
 def json_response(value: object, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Return ``value`` as JSON."""
-    body = json.dumps(value, separators=(",", ":")).encode()
-    return Response(body, status, headers, "application/json")
+    return Response(encode(value), status, headers, "application/json")
 
 
 def origin_of(request: Request) -> Origin:
@@ -91,27 +107,34 @@ class Tokens:
         self._repositories = repositories
         self._host = host
         self._about = about
+        # What a body means depends on nothing but its bytes; jobs send the same ones over and over.
+        self._meant = lru_cache(_REMEMBERED)(self._parse)
 
-    async def token(self, request: Request) -> Response:
-        """``POST /v1/github/token``."""
+    async def token(self, scope: HttpScope, receive: Receive, send: Send) -> None:
+        """``POST /v1/github/token``, as plain ASGI: of all routes this one is asked all the time."""
+        request = Request(scope, receive)
 
         async def wanted() -> TokenRequest:
-            query_values(request, ())
-            return self._parse(parse_body(TokenBody, await read_body(request)))
+            if scope["query_string"]:
+                query_values(request, ())
+            body = await read_body(request)
+            return (self._meant if len(body) <= _REMEMBERED_BYTES else self._parse)(body)
 
         issued = await self._issue(request, presented_key(request), wanted)
         token = issued.token
-        return json_response(
+        answer = encode(
             {
                 "token": token.token.reveal(),
                 "expires_at": rfc3339(token.expires_at),
-                "repositories": None if token.repositories is None else list(token.repositories),
+                "repositories": token.repositories,
                 "permissions": dict.fromkeys(token.permissions, "read"),
                 "installation_id": token.installation_id,
                 "cached": issued.cached,
-            },
-            headers=NO_STORE,
+            }
         )
+        headers = [*_TOKEN_HEADERS, (b"content-length", b"%d" % len(answer))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
 
     async def askpass(self, request: Request) -> Response:
         """``GET /v1/git/askpass``: what git-sync reads; only a line feed ends a line."""
@@ -141,12 +164,13 @@ class Tokens:
         self, request: Request, presented: PresentedKey, parse: Callable[[], Awaitable[TokenRequest]]
     ) -> Issued:
         """Issue what ``parse`` reads from the request; one that makes no sense is audited too."""
+        origin = origin_of(request)
         try:
             wanted = await parse()
         except RequestError as error:
-            await self._issuer.refuse(presented, error, origin_of(request))
+            await self._issuer.refuse(presented, error, origin)
             raise
-        return await self._issuer.issue(presented, wanted, origin_of(request))
+        return await self._issuer.issue(presented, wanted, origin)
 
     def _scope(self, field: str, texts: list[str], permissions: tuple[str, ...]) -> Scope:
         names = [_of_field(field, RepositoryName.parse, text) for text in texts]
@@ -156,7 +180,10 @@ class Tokens:
             raise InvalidRequestError(public=f"{field}: a key or a token stands where a name should.")
         return Scope.of_repositories(self._host, names, permissions)
 
-    def _parse(self, body: TokenBody) -> TokenRequest:
+    def _parse(self, body: bytes) -> TokenRequest:
+        return self._understood(parse_body(TokenBody, body))
+
+    def _understood(self, body: TokenBody) -> TokenRequest:
         given = body.model_fields_set
         if ("repositories" in given) == ("owner" in given):
             raise InvalidRequestError(public="repositories: name some, or an owner instead, not both.")

@@ -1,6 +1,5 @@
 """Bodies on the wire: strict models, and the one way in which a body or a header is read."""
 
-import asyncio
 import base64
 import json
 import re
@@ -8,7 +7,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from broker.access import keys
 from broker.errors import (
@@ -18,6 +17,7 @@ from broker.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+from broker.web.patience import Patience
 
 MAX_BODY: Final = 64 * 1024
 BODY_WITHIN_S: Final = 10.0
@@ -28,6 +28,8 @@ MAX_ID: Final = 2**53 - 1
 _LIMIT: Final = re.compile(r"[0-9]{1,3}", re.ASCII)
 _BEARER: Final = b"bearer "
 _BASIC: Final = b"basic "
+_BODIES: Final = Patience()
+_CHARSETS: Final = frozenset({b"", b"charset=utf-8", b'charset="utf-8"'})
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -405,28 +407,40 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         PayloadTooLargeError: it is larger.
         UnsupportedMediaTypeError: it is encoded, or not declared as JSON.
     """
-    headers = request.headers
-    if headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaTypeError("a Content-Encoding")
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
+    declared = kind = b""
+    for name, value in request.scope["headers"]:
+        if name == b"content-type":
+            kind = value
+        elif name == b"content-length":
+            declared = value
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise UnsupportedMediaTypeError("a Content-Encoding")
+    if declared.isdigit() and int(declared) > limit:
         raise PayloadTooLargeError
-    kind, _, parameters = headers.get("content-type", "").partition(";")
-    charset = parameters.strip().lower()
-    if kind.strip().lower() != "application/json" or charset not in {"", "charset=utf-8", 'charset="utf-8"'}:
+    if kind != b"application/json" and not _is_json(kind):
         raise UnsupportedMediaTypeError(f"content type {kind[:60]!r}")
-    chunks: list[bytes] = []
-    size = 0
     try:
-        async with asyncio.timeout(BODY_WITHIN_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise PayloadTooLargeError
-                chunks.append(chunk)
+        return await _BODIES.wait(_received(request, limit), BODY_WITHIN_S)
     except TimeoutError:
         raise MalformedRequestError(public="The body did not arrive in time.") from None
-    return b"".join(chunks)
+
+
+async def _received(request: Request, limit: int) -> bytes:
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise PayloadTooLargeError
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind, _, parameters = content_type.lower().partition(b";")
+    return kind.strip() == b"application/json" and parameters.strip() in _CHARSETS
 
 
 async def read_optional_body(request: Request) -> bytes:

@@ -1,25 +1,34 @@
-"""The reference: a bare ASGI "hello" on the settings of ``broker serve``."""
+"""The references: "hello" in bare ASGI, or (``bench_hello.py PORT starlette``) in Starlette, as served."""
 
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 Message = MutableMapping[str, Any]
 HEADERS = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
 
 
-async def app(
+async def bare(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
     await send({"type": "http.response.body", "body": b"hello"})
 
 
+async def hello(request: Request) -> PlainTextResponse:
+    del request
+    return PlainTextResponse("hello")
+
+
 if __name__ == "__main__":
     uvicorn.run(
-        app,
+        Starlette(routes=[Route("/", hello)]) if "starlette" in sys.argv else bare,
         port=int(sys.argv[1]),
         loop="uvloop",
         http="httptools",

@@ -29,6 +29,10 @@ class Table:
             lines.append("  ".join(cells))
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
+    def markdown(self) -> str:
+        rows = [self.columns, tuple("---" for _ in self.columns), *self.rows]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 

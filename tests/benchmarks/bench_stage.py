@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,16 +24,28 @@ class Size:
 
     rounds: int = 9
     round_s: float = 0.7
-    connections: tuple[int, ...] = (1, 32)
+    connections: tuple[int, ...] = (1, 8, 32, 128, 256)
     cold_scopes: int = 30
     github_s: float = 0.2
     client_runs: int = 21
-    scopes: int = 1000
+    scopes: int = 10_000
+    stampedes: tuple[int, ...] = (10, 50, 200)
+    scales: tuple[int, ...] = (1, 1000, 10_000, 100_000)
+    soak_s: float = 600.0
 
     @classmethod
     def tiny(cls) -> "Size":
         return cls(
-            rounds=1, round_s=0.1, connections=(1,), cold_scopes=1, github_s=0.05, client_runs=1, scopes=5
+            rounds=1,
+            round_s=0.1,
+            connections=(1,),
+            cold_scopes=1,
+            github_s=0.05,
+            client_runs=1,
+            scopes=5,
+            stampedes=(5,),
+            scales=(1, 20),
+            soak_s=1.0,
         )
 
 
@@ -59,6 +71,21 @@ def service_on(world: World, **more: str) -> Service:
     return service
 
 
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that processes have used, to 10 ms each."""
+    used = 0.0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def with_children(pid: int) -> list[int]:
+    """Return a process and those that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
 def pin(pid: int, core: int) -> None:
     """Keep a process, with its threads, on one of the first two cores, where there are two."""
     cores = sorted(os.sched_getaffinity(0))
@@ -72,15 +99,16 @@ def script(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(HERE / name), *map(str, arguments)]
 
 
-def measure(name: str, *arguments: object, core: int, **environment: str) -> dict[str, Any]:
-    """Run a measuring script on a core of its own and return what it prints, JSON."""
+def measure(name: str, *arguments: object, core: int | None, **environment: str) -> dict[str, Any]:
+    """Run a measuring script, on a core of its own if one is named, and return what it prints, JSON."""
     process = subprocess.Popen(
         script(name, *arguments),
         env=clean_environment(**environment),
         stdout=subprocess.PIPE,
         cwd=HERE.parent,
     )
-    pin(process.pid, core)
+    if core is not None:
+        pin(process.pid, core)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, name
     found: dict[str, Any] = json.loads(out)

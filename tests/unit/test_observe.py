@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.access.keys import generate
-from broker.observe import REQUEST_ID, ConsoleFormatter, JsonFormatter, configure_logging
+from broker.observe import REQUEST_ID, ConsoleFormatter, JsonFormatter, Rendered, configure_logging
 from broker.redaction import redact
 from broker.sandbox import token_text
 
@@ -129,6 +129,21 @@ def test_the_audit_is_flat_on_the_line() -> None:
     found = json.loads(line)
     assert (found["event"], found["key_id"]) == ("token.issued", "k")
     assert "audit" not in found
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), ConsoleFormatter()], ids=["json", "console"])
+@pytest.mark.parametrize("client_ip", [None, "192.0.2.7"])
+def test_a_line_of_which_most_was_rendered_before_says_the_same(
+    formatter: logging.Formatter, client_ip: str | None
+) -> None:
+    common = {"event": "token.issued", "key_name": f'a "name" of {LEGACY}', "repositories": ["acme/a"]}
+    own = {"request_id": "r-1"} | ({} if client_ip is None else {"client_ip": client_ip})
+    prepared = Rendered.of(common).of_request("r-1", client_ip)
+    again, first = record("token.issued", audit=prepared), record("token.issued", audit=own | common)
+    again.created = first.created
+    line = formatter.format(again)
+    assert line == formatter.format(first)
+    assert LEGACY not in line
 
 
 def test_fields_of_the_caller_cannot_replace_ours() -> None:

@@ -240,3 +240,34 @@ async def test_a_link_is_not_followed(tmp_path: Path) -> None:
         await made.connect()
     await made.close()
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_the_answer_is_not_swallowed(
+    backend: SqliteBackend, turns: int
+) -> None:
+    """Whoever asks in a loop ends when told to, whichever turn of the event loop that is in."""
+    reader = backend._reader
+    assert reader is not None
+    submit = reader.submit
+
+    async def asks_for_ever() -> None:
+        while True:
+            await backend.counts()
+
+    def later(left: int) -> None:
+        if left:
+            asyncio.get_running_loop().call_soon(later, left - 1)
+        else:
+            asking.cancel()
+
+    def watched(job: Any) -> Any:
+        reader.submit = submit  # type: ignore[method-assign]
+        future = submit(job)
+        future.add_done_callback(lambda _: later(turns))
+        return future
+
+    reader.submit = watched  # type: ignore[method-assign,assignment]
+    asking = asyncio.create_task(asks_for_ever())
+    await asyncio.wait([asking], timeout=2)
+    assert asking.cancelled()
