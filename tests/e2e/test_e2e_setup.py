@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
+import pytest
 import yaml
 from e2e_setup import ORG, Form, a_github, browser, environment, pressed, setting_up
 from harness import SCRIPTS
@@ -72,6 +73,7 @@ def test_from_nothing_to_a_broker_that_works(tmp_path: Path) -> None:
         assert re.fullmatch(r"ghbk_\w+\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_enterprise_server_a_webhook_and_a_secret_for_kubernetes(tmp_path: Path) -> None:
     arguments = ("--webhook-url", "https://broker.example.com", "--kubernetes-secret", "github-app")
     with (
