@@ -85,6 +85,7 @@ class Setup:
         new: the app, once it is made and kept.
         made: set then.
         failed: what went wrong for good; ``made`` is set too.
+        ready: set when GitHub knows the app everywhere, its install page included.
         installed: the installation, once there is one.
         done: set when setup has nothing left to do.
     """
