@@ -383,9 +383,7 @@ async def test_a_key_narrowed_between_read_and_hand_makes_the_hand_stale(
     await one.write_key(keying())
     await mint(one)
     seen = await one.read(Want(keys=("key-1",)))
-    assert (
-        await two.write_key(keying(expected=b"sealed key", blob=b"revoked"))
-    ).verdict == "ok"
+    assert (await two.write_key(keying(expected=b"sealed key", blob=b"revoked"))).verdict == "ok"
     assert (
         await one.hand(store_id=ID, epoch=seen.epoch, sha=SHA, key_id="key-1", audit=row("token.issued"))
         == "stale"
