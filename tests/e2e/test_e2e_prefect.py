@@ -428,7 +428,10 @@ def test_why_a_step_failed_can_be_read(prefect: Prefect, tmp_path: Path, wrong: 
     else:
         helps = f"http://127.0.0.1:{free_port()}"
         more = {"BROKER_API_URL": helps}
-    done = prefect.pull(recipe("username: x-access-token\n"), tmp_path, **more)
+    sooner = recipe("username: x-access-token\n").replace(
+        "broker-cli github", "broker-cli --timeout 5 github"
+    )
+    done = prefect.pull(sooner, tmp_path, **more)
     assert done.returncode != 0
     prefect.assert_no_secret(done.stdout + done.stderr)
     assert helps in why(done.stderr)
