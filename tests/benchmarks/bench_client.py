@@ -19,6 +19,7 @@ from servers import certificate
 CLIENT = str(SCRIPTS / "broker-cli")
 PREFECT_CLOUD = "prefect-cloud==0.1.13"
 ANY_ID = "00000000-0000-0000-0000-000000000000"
+RUNS_WORTH_INSTALLING_FOR = 2
 OURS, THEIRS = "uv tool run broker-cli github token", "uv tool run prefect-cloud github token"
 
 
@@ -50,7 +51,9 @@ def client(folder: Path, size: Size) -> Table:
             "--version (click, no request)": Call([CLIENT, "--version"], plain),
         }
         tools = Tools(folder, service.url, key)
-        beside = tools.calls() if size.client_runs >= _ENOUGH else {}  # the smallest run needs no index
+        beside = (
+            tools.calls() if size.client_runs >= RUNS_WORTH_INSTALLING_FOR else {}
+        )  # the smallest run needs no index
         calls |= beside
         took: dict[str, list[float]] = {name: [] for name in calls}
         peak: dict[str, float] = {}
@@ -72,9 +75,6 @@ def client(folder: Path, size: Size) -> Table:
             distributions, mib = tools.installed(name)
             table.notes.append(f"{name} installs {distributions} distributions, {mib:.1f} MiB")
     return table
-
-
-_ENOUGH = 2
 
 
 @dataclass
