@@ -31,6 +31,7 @@ _PER_OWNER: Final = 8
 _BATCH: Final = 200
 _MOST: Final = 20_000
 _POLL_S: Final = 5.0
+_LIFE_S: Final = 3600.0  # of a token, at most
 _RETRY_S: Final = 2.0
 _LISTED: Final = 100
 _ASKED_AT_MOST: Final = 1000
@@ -123,7 +124,14 @@ class Ender:
         self._github = github
         self._auditor = auditor
         self._meter = meter or Meter()
-        self._turns = Turns(total=_AT_ONCE, per_owner=_PER_OWNER)
+        # Who waits here is no caller but a token out of the outbox: none is turned away, and none gives up.
+        self._turns = Turns(
+            total=_AT_ONCE,
+            per_owner=_PER_OWNER,
+            within_s=_LIFE_S,
+            waiting=2 * _MOST,
+            waiting_per_owner=2 * _MOST,
+        )
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
