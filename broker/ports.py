@@ -34,14 +34,6 @@ class Clock(Protocol):
         ...
 
 
-class AppSigner(Protocol):
-    """Makes app JWTs."""
-
-    def app_jwt(self) -> str:
-        """Return a JWT that GitHub accepts now, a cached one while it is good."""
-        ...
-
-
 class GitHub(Protocol):
     """GitHub's REST API as far as the broker calls it.
 
@@ -589,10 +581,11 @@ class Store(Protocol):
         after: ApiKeyRecord,
         event: AuditEvent,
         *,
-        narrows: bool,
         kill: bool = False,
     ) -> tuple[str, ...] | None:
         """KEY WRITE: compare-and-set on the whole old record; None: it has changed, read again.
+
+        Each raises the epoch: a hand-out under way is decided anew, and a store that lost one is found out.
 
         With ``kill`` every live token that was handed to the key ends; they are returned.
         """

@@ -277,7 +277,7 @@ class Inside:
             entry = await register.show(record.id)
             ended = replace(entry.record, expires_at=record.created_at - 1)
             event = AuditEvent(Event.KEY_CHANGED, key_id=record.id)
-            await self.broker.store.write_key(entry, ended, event, narrows=True)
+            await self.broker.store.write_key(entry, ended, event)
         return key.reveal()
 
     async def token(self, key: str, *repositories: str, **body: Any) -> httpx.Response:

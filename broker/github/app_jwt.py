@@ -49,7 +49,7 @@ class SignedJwt:
 
 
 class Signer:
-    """Makes app JWTs with the key that works, by GitHub's clock; implements ``AppSigner``.
+    """Makes app JWTs with the key that works, by GitHub's clock.
 
     Which key works and how far the clock is off are learned by the client from GitHub's answers. Each key
     has a number that is never given again, so that a call which is under way while the keys are replaced

@@ -31,6 +31,7 @@ _PER_OWNER: Final = 8
 _BATCH: Final = 200
 _MOST: Final = 20_000
 _POLL_S: Final = 5.0
+_LIFE_S: Final = 3600.0  # of a token, at most
 _RETRY_S: Final = 2.0
 _LISTED: Final = 100
 _ASKED_AT_MOST: Final = 1000
@@ -123,7 +124,14 @@ class Ender:
         self._github = github
         self._auditor = auditor
         self._meter = meter or Meter()
-        self._turns = Turns(total=_AT_ONCE, per_owner=_PER_OWNER)
+        # Who waits here is no caller but a token out of the outbox: none is turned away, and none gives up.
+        self._turns = Turns(
+            total=_AT_ONCE,
+            per_owner=_PER_OWNER,
+            within_s=_LIFE_S,
+            waiting=2 * _MOST,
+            waiting_per_owner=2 * _MOST,
+        )
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -218,8 +226,8 @@ class Ender:
 
     # -- one by one ------------------------------------------------------------------------------
 
-    async def _end_all(self, doomed: Sequence[Doomed], tell: Callable[[Doomed, Fate], None]) -> bool:
-        """Have tokens die; return whether all did."""
+    async def _end_all(self, doomed: Sequence[Doomed], tell: Callable[[Doomed, Fate], None]) -> float | None:
+        """Have tokens die; return in how many seconds those that did not are worth another try, or None."""
         # Not in reach, or expired and gone from the register: nothing to do at GitHub.
         spared = [one for one in doomed if one.token is None or not one.matches]
         for start in range(0, len(spared), _BATCH):
@@ -228,21 +236,40 @@ class Ender:
                 await self._store.settle([(one, None) for one in part])
             for one in part:
                 tell(one, Fate.SPARED)
+        waits: dict[str, float] = {}
         fates = await asyncio.gather(
-            *(self._end_one(one, one.token, tell) for one in doomed if one.token is not None and one.matches)
+            *(
+                self._end_one(one, one.token, tell, waits)
+                for one in doomed
+                if one.token is not None and one.matches
+            )
         )
-        return all(fate is Fate.REVOKED for fate in fates)
+        if all(fate is Fate.REVOKED for fate in fates):
+            return None
+        if Fate.FAILED in fates or not waits:
+            return _RETRY_S
+        return min(_POLL_S, max(_RETRY_S, min(waits.values())))
 
-    async def _end_one(self, one: Doomed, token: LiveToken, tell: Callable[[Doomed, Fate], None]) -> Fate:
-        fate = await self._end_at_github(one, token)
+    async def _end_one(
+        self, one: Doomed, token: LiveToken, tell: Callable[[Doomed, Fate], None], waits: dict[str, float]
+    ) -> Fate:
+        fate = await self._end_at_github(one, token, waits)
         self._meter.revoked(fate)
         tell(one, fate)
         return fate
 
-    async def _end_at_github(self, one: Doomed, token: LiveToken) -> Fate:
+    async def _end_at_github(self, one: Doomed, token: LiveToken, waits: dict[str, float]) -> Fate:
+        """Have one token die; ``waits`` are owners for whom GitHub asked to wait, and for how many seconds.
+
+        One answer stops all others of that owner at once: ten thousand do not ask the store one by one.
+        """
         try:
             async with self._turns.turn(one.owner):
-                if self._stopping.is_set() or await self._store.paused(one.owner):
+                if self._stopping.is_set() or one.owner in waits:
+                    return Fate.PENDING
+                if left_s := await self._store.paused(one.owner):
+                    waits[one.owner] = left_s
+                if one.owner in waits:  # another call had its answer meanwhile
                     return Fate.PENDING
                 await self._github.revoke(token.token)
         except GitHubError as error:
@@ -251,6 +278,7 @@ class Ender:
                 extra={"token_sha256": one.sha256, "code": error.code, "cause": str(error)},
             )
             if isinstance(error, GitHubRateLimitedError):
+                waits[one.owner] = error.retry_after_s or _RETRY_S
                 with contextlib.suppress(StoreError):
                     await pause_for(self._store, one.owner, error)
                 return Fate.PENDING
@@ -300,13 +328,14 @@ class Ender:
                     doomed = await self._store.doomed(None, limit=limit)
                     if not doomed:
                         return
-                    if await self._end_all(doomed, lambda _one, _fate: None):
+                    again_in_s = await self._end_all(doomed, lambda _one, _fate: None)
+                    if again_in_s is None:
                         limit = _BATCH
                     else:
                         # Those of an owner that has to wait must not stand before all others for ever.
                         limit = min(2 * limit, _MOST)
                         with contextlib.suppress(TimeoutError):
-                            async with asyncio.timeout(_RETRY_S):
+                            async with asyncio.timeout(again_in_s):
                                 await self._stopping.wait()
         finally:
             with contextlib.suppress(StoreError):

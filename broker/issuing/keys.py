@@ -197,7 +197,7 @@ class KeyRegister:
             if not after.repositories and after.role is Role.CALLER:
                 raise InvalidRequestError(public="repositories: at least one pattern is needed.")
             event = _event(Event.KEY_CHANGED, after, by, actor)
-            if await self._store.write_key(entry, after, event, narrows=True) is not None:
+            if await self._store.write_key(entry, after, event) is not None:
                 self._log(event)
                 return after
         raise StoreUnavailableError("a key's record kept changing", retry_after_s=1.0)
@@ -252,7 +252,7 @@ class KeyRegister:
             after = replace(entry.record, expires_at=min(ends, entry.record.expires_at or ends))
         else:
             after = replace(entry.record, revoked_at=int(now))
-        if await self._store.write_key(entry, after, event, narrows=True) is None:
+        if await self._store.write_key(entry, after, event) is None:
             return False
         self._log(event)
         return True
@@ -282,7 +282,7 @@ class KeyRegister:
             if ended.revoked_at is None:
                 ended = replace(ended, revoked_at=int(self._store.now()))
             event = _event(Event.KEY_REVOKED, ended, by, actor)
-            killed = await self._store.write_key(entry, ended, event, narrows=True, kill=kill)
+            killed = await self._store.write_key(entry, ended, event, kill=kill)
             if killed is not None:
                 self._log(event)
                 return killed

@@ -165,11 +165,10 @@ class StoredRow:
 
 @dataclass(frozen=True, slots=True)
 class KeyWriteArgs:
-    """KEY WRITE. ``expected`` is the whole old blob, None to create.
+    """KEY WRITE. ``expected`` is the whole old blob, None to create. Each raises the epoch.
 
     Attributes:
         purge_at: when the record may be deleted (30 d after its end), None for never.
-        narrows: whether the epoch has to grow.
         marks: fields of S that become ``<epoch>:<unix seconds>`` with it.
         kill: a note for the outbox (see ``OutboxEntry``): every live token that was handed to the key is
             ended in the same step.
@@ -180,7 +179,6 @@ class KeyWriteArgs:
     expected: bytes | None
     blob: bytes
     purge_at: float | None
-    narrows: bool
     audit: Row
     kill: bytes | None = None
     marks: tuple[str, ...] = ()

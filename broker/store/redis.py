@@ -527,8 +527,6 @@ class RedisBackend:
                 args.blob,
                 int(args.purge_at is not None),
                 int((args.purge_at or 0.0) * 1000),
-                # A hand-out that is on its way must not miss the list: it has to get ``stale``.
-                int(args.narrows or kills),
                 self._max_events,
                 *_event(args.audit),
                 *_optional(args.kill),

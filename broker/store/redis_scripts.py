@@ -390,8 +390,8 @@ end
 return 1
 """)
 
-# KEYS: S K KI KP A KT X XE XS. ARGV: id, key id, old given, old, blob, purge given, purge ms, narrows,
-# most events, event (6), kill, note, marks … Compares the whole old record: a change that crosses a
+# KEYS: S K KI KP A KT X XE XS. ARGV: id, key id, old given, old, blob, purge given, purge ms, most
+# events, event (6), kill, note, marks … Compares the whole old record: a change that crosses a
 # revocation loses.
 WRITE_KEY: Final = Script(
     _ENDING,
@@ -399,7 +399,7 @@ WRITE_KEY: Final = Script(
 if lost(KEYS[1], KEYS[2], ARGV[1]) then return {'lost'} end
 if differs(redis.call('HGET', KEYS[2], ARGV[2]), ARGV[3], ARGV[4]) then return {'changed'} end
 local tokens, shas, expiries, t = {}, {}, {}, now()
-if ARGV[16] == '1' then
+if ARGV[15] == '1' then
   local tag = string.sub(KEYS[1], 1, -2)
   for _, sha in ipairs((living(KEYS[6], t))) do
     local token = doomed(tag, sha, t)
@@ -408,7 +408,7 @@ if ARGV[16] == '1' then
     end
   end
 end
-audit(KEYS[5], ARGV[9], 10)
+audit(KEYS[5], ARGV[8], 9)
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[5])
 if ARGV[3] == '0' then
   redis.call('ZADD', KEYS[3], redis.call('HINCRBY', KEYS[1], 'seq', 1), ARGV[2])
@@ -418,10 +418,11 @@ if ARGV[6] == '1' then
 else
   redis.call('ZREM', KEYS[4], ARGV[2])
 end
-local raised = redis.call('HINCRBY', KEYS[1], 'epoch', ARGV[8])
-for at = 18, #ARGV do mark(KEYS[1], ARGV[at], raised, t) end
+-- A hand-out that is on its way must not miss the list: it has to get 'stale'.
+local raised = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+for at = 17, #ARGV do mark(KEYS[1], ARGV[at], raised, t) end
 for _, token in ipairs(tokens) do stop(token) end
-enqueue(KEYS[7], KEYS[8], KEYS[9], shas, expiries, '', ARGV[17])
+enqueue(KEYS[7], KEYS[8], KEYS[9], shas, expiries, '', ARGV[16])
 return {'ok', raised, shas}
 """,
 )

@@ -815,13 +815,11 @@ class SealedStore:
         after: ApiKeyRecord,
         event: AuditEvent,
         *,
-        narrows: bool,
         kill: bool = False,
     ) -> tuple[str, ...] | None:
         """KEY WRITE: compare-and-set."""
         after = replace(after, version=before.record.version + 1)
         note = outbox_note(event.reason or "", f"key {after.id} revoked", event.request_id) if kill else None
-        del narrows  # every decision raises the epoch: that is how a store that lost one is found out
         return await self._write_key(before.version, KeyWritten(after, event, note))
 
     async def _write_key(self, expected: bytes | None, what: KeyWritten) -> tuple[str, ...] | None:
@@ -847,7 +845,6 @@ class SealedStore:
             expected=expected,
             blob=sealer.seal(Kind.KEY, record.id, _dump(asdict(record))),
             purge_at=min(ends) + KEY_AFTERLIFE_S if ends else None,
-            narrows=True,
             audit=audit_row(what.event),
             kill=what.kill,
             marks=(self._me,),

@@ -824,8 +824,7 @@ class SqliteBackend:
                     (args.blob, args.purge_at, args.key_id),
                 )
             # A hand-out that is on its way must not miss the list: it has to get ``stale``.
-            raised = args.narrows or args.kill is not None
-            epoch = _raise_epoch(db) if raised else _epoch(db)
+            epoch = _raise_epoch(db)
             _mark(db, now, args.marks, epoch)
             shas: tuple[str, ...] = ()
             if args.kill is not None:

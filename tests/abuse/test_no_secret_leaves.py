@@ -4,12 +4,13 @@ import asyncio
 import base64
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from harness import Service, World, bearer, unknown_key
+from harness import Service, World, bearer, clean_environment, unknown_key
 from redis import Redis
 from servers import RedisServer
 
@@ -162,7 +163,17 @@ async def _nothing_is_found(
         secrets.add_key(what, key)
 
     answers = await _a_full_run(world, started, keys, quoting=quoting)
-    listings = [world.client(started[0], keys["key"], *arguments) for arguments in CLIENT_CALLS]
+    listings = [
+        world.client_of(
+            started[0].url,
+            admin if arguments[0] == "admin" else keys["key"],
+            *("-v", *arguments),
+            GIT_CONFIG_GLOBAL=str(tmp_path / "gitconfig"),
+        )
+        # What the client prints depends on none of the three: each of them does with a few.
+        for arguments in CLIENT_CALLS[: None if store == "sqlite" and not quoting else 4]
+    ]
+    fill = _with_a_secret_on_stdout(world, started[0], admin, keys["key"], secrets)
     listings.append(world.command("keys", "list"))
     listings.append(world.command("keys", "list", "--json", BROKER_LOG_LEVEL="debug"))
     listings.append(world.command("serve", BROKER_GITHUB_PRIVATE_KEY=world.pem.replace("A", "B", 40)))
@@ -176,9 +187,11 @@ async def _nothing_is_found(
             assert secrets.in_(_command_line(process)) == []
     for refusal in answers:
         assert secrets.in_(refusal) == [], refusal
+    assert secrets.in_(fill.stdout.encode())  # what is printed on purpose is found
+    for done in (*listings, fill):
+        assert secrets.in_(done.stderr.encode()) == [], done.args
     for done in listings:
-        assert secrets.in_(done.stderr.encode()) == []
-        assert secrets.in_(done.stdout.encode()) == []
+        assert secrets.in_(done.stdout.encode()) == [], done.args
     living = dump_redis(server) if server else files_below(tmp_path, "broker.db", "broker.db-wal")
     for service in started:
         service.stop()
@@ -203,7 +216,50 @@ async def _nothing_is_found(
         assert b"PRIVATE KEY" not in haystack
 
 
-CLIENT_CALLS = (("github", "ls"), ("whoami",), ("github", "token", "acme/nothing"))
+CLIENT_CALLS = (
+    ("github", "ls"),
+    ("whoami",),
+    ("doctor",),
+    ("github", "token", "acme/nothing"),
+    ("github", "token", "acme/widgets", "--output", "token"),
+    ("github", "setup", "--print"),
+    ("exec", "--repo", "acme/widgets", "--", "true"),
+    ("exec", "--repo", "acme/widgets", "--", "no-such-command"),
+    ("setup-git", "--host", "github.example"),
+    ("setup-git", "--host", "github.example", "--undo"),
+    ("admin", "keys", "list"),
+    ("admin", "keys", "list", "--json"),
+    ("admin", "keys", "revoke", "000000000000"),
+    ("admin", "block", "acme/gadgets", "--reason", "incident"),
+    ("admin", "blocks", "--json"),
+    ("admin", "unblock", "acme/gadgets"),
+    ("admin", "revoke", "--repository", "acme/gadgets", "--reason", "incident"),
+    ("admin", "installations", "sync"),
+    ("admin", "installations", "list", "--json"),
+    ("admin", "audit", "--limit", "0", "--json"),
+)
+
+
+def _with_a_secret_on_stdout(
+    world: World, service: Service, admin: str, key: str, secrets: Secrets
+) -> subprocess.CompletedProcess[str]:
+    """Run what prints a token or a key, where it is wanted; return the run: all else of it tells nothing."""
+    made = world.client(service, admin, "admin", "keys", "create", "--name", "x", "--repository", "acme/*")
+    assert made.returncode == 0, made.stderr
+    secrets.add_key("key made over the API", made.stdout.strip())
+    host = world.server.url.partition("//")[2]
+    done = subprocess.run(
+        world.client_command("-v", "git-credential", "get"),
+        env=clean_environment(BROKER_API_URL=service.url, BROKER_API_KEY=key),
+        input=f"protocol=http\nhost={host}\npath=acme/widgets.git\n\n",
+        cwd=world.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "\npassword=ghs_" in done.stdout, done.stderr
+    return done
 
 
 async def _a_full_run(

@@ -1,4 +1,7 @@
-"""The client's wall time and peak memory, over http and https, beside an interpreter that does nothing."""
+"""The client's wall time and peak memory, over http and https, beside an interpreter that does nothing.
+
+And beside the public ``prefect-cloud`` client, each through ``uv tool run``, where uv can install both.
+"""
 
 import asyncio
 import shutil
@@ -14,6 +17,10 @@ from harness import SCRIPTS, World, clean_environment
 from servers import certificate
 
 CLIENT = str(SCRIPTS / "broker-cli")
+PREFECT_CLOUD = "prefect-cloud==0.1.13"
+ANY_ID = "00000000-0000-0000-0000-000000000000"
+RUNS_WORTH_INSTALLING_FOR = 2
+OURS, THEIRS = "uv tool run broker-cli github token", "uv tool run prefect-cloud github token"
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,11 @@ def client(folder: Path, size: Size) -> Table:
             "github token --owner (with click)": Call([CLIENT, "github", "token", "--owner", "acme"], plain),
             "--version (click, no request)": Call([CLIENT, "--version"], plain),
         }
-        if prefect := shutil.which("prefect-cloud"):
-            calls["prefect-cloud --help"] = Call([prefect, "--help"], plain)
+        tools = Tools(folder, service.url, key)
+        beside = (
+            tools.calls() if size.client_runs >= RUNS_WORTH_INSTALLING_FOR else {}
+        )  # the smallest run needs no index
+        calls |= beside
         took: dict[str, list[float]] = {name: [] for name in calls}
         peak: dict[str, float] = {}
         for name, call in calls.items():
@@ -58,7 +68,64 @@ def client(folder: Path, size: Size) -> Table:
         ratios = [one / other for one, other in zip(runs, took["python -c pass"], strict=True)]
         table.add(name, middle(runs), middle(ratios), peak[name])
     table.notes.append(f"{size.client_runs} interleaved runs, medians; bytecode compiled; token cached")
+    if beside:
+        ratios = [one / other for one, other in zip(took[THEIRS], took[OURS], strict=True)]
+        table.notes.append(f"{THEIRS} takes {middle(ratios):.1f} times as long as {OURS}")
+        for name in ("broker-cli", "prefect-cloud"):
+            distributions, mib = tools.installed(name)
+            table.notes.append(f"{name} installs {distributions} distributions, {mib:.1f} MiB")
     return table
+
+
+@dataclass
+class Tools:
+    """Tool environments of uv's, in a folder of their own: what ``uv tool run`` would make in its cache."""
+
+    folder: Path
+    url: str
+    key: str
+
+    def calls(self) -> dict[str, Call]:
+        """Return the two commands, installed; none if uv or a package cannot be had."""
+        uv = shutil.which("uv")
+        if uv is None:
+            return {}
+        ours = {
+            "UV_CACHE_DIR": str(self.folder / "uv-cache"),
+            "UV_TOOL_DIR": str(self.folder / "uv-tools"),
+            "UV_TOOL_BIN_DIR": str(self.folder / "uv-bin"),
+        }
+        broker = clean_environment(
+            **ours, BROKER_API_URL=self.url, BROKER_API_KEY=self.key, UV_INDEX=f"{self.url}/simple/"
+        )
+        prefect = clean_environment(
+            **ours,
+            HOME=str(self.folder),
+            PREFECT_HOME=str(self.folder / "prefect"),
+            PREFECT_API_URL=f"{self.url}/api/accounts/{ANY_ID}/workspaces/{ANY_ID}",
+            PREFECT_API_KEY=self.key,
+        )
+        for requirement, environment in (("broker-cli", broker), (PREFECT_CLOUD, prefect)):
+            install = [uv, "tool", "install", "--quiet", "--python", sys.executable, requirement]
+            if subprocess.run(install, env=environment, check=False).returncode != 0:
+                return {}
+            environment["UV_TOOL_DIR"] = str(self.folder / "no-tools")  # from uv's cache, as on a worker
+        run = [uv, "tool", "run", "--python", sys.executable, "--from"]
+        asked = ["github", "token", "acme/widgets"]
+        return {
+            OURS: Call([*run, "broker-cli", "broker-cli", *asked], broker),
+            THEIRS: Call([*run, PREFECT_CLOUD, "prefect-cloud", *asked], prefect),
+        }
+
+    def installed(self, name: str) -> tuple[int, float]:
+        """Return the number of distributions of a tool and their MiB, without bytecode."""
+        site = next((self.folder / "uv-tools" / name).rglob("site-packages"))
+        size = sum(
+            path.stat().st_size
+            for path in site.rglob("*")
+            if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts
+        )
+        return len(list(site.glob("*.dist-info"))), size / 2**20
 
 
 def behind_tls(world: World, folder: Path, key: str) -> dict[str, str]:

@@ -92,7 +92,6 @@ def keying(**changes: Any) -> KeyWriteArgs:
         expected=None,
         blob=b"sealed key",
         purge_at=None,
-        narrows=False,
         audit=row("key.created", key_id="key-1"),
     )
     return dataclasses.replace(plain, **changes)
@@ -209,9 +208,9 @@ async def test_every_decision_marks_what_it_is_asked_to(store: Backend) -> None:
         view = await store.read(Want(fields=("w:one", "w:two")))
         return {name: value.partition(b":")[0] for name, value in view.fields.items() if name[:2] == "w:"}
 
-    created = await store.write_key(keying(narrows=True, marks=("w:one",)))
+    created = await store.write_key(keying(marks=("w:one",)))
     assert (created.verdict, created.epoch, await marks()) == ("ok", 8, {"w:one": b"8"})
-    assert (await store.write_key(keying(narrows=True, marks=("w:two",)))).verdict == "changed"
+    assert (await store.write_key(keying(marks=("w:two",)))).verdict == "changed"
     await store.lease(ID, "o:acme", "nonce-1")
     assert await store.put_owner(owning()) == "ok"
     accepted = await store.accept(
@@ -384,9 +383,7 @@ async def test_a_key_narrowed_between_read_and_hand_makes_the_hand_stale(
     await one.write_key(keying())
     await mint(one)
     seen = await one.read(Want(keys=("key-1",)))
-    assert (
-        await two.write_key(keying(expected=b"sealed key", blob=b"revoked", narrows=True))
-    ).verdict == "ok"
+    assert (await two.write_key(keying(expected=b"sealed key", blob=b"revoked"))).verdict == "ok"
     assert (
         await one.hand(store_id=ID, epoch=seen.epoch, sha=SHA, key_id="key-1", audit=row("token.issued"))
         == "stale"
@@ -704,22 +701,22 @@ async def test_keys_are_compared_and_set(open_backend: OpenBackend) -> None:
     assert (await two.write_key(keying(expected=b"sealed key", blob=b"renamed"))).verdict == "ok"
     assert (await one.write_key(keying(expected=b"sealed key", blob=b"crossing"))).verdict == "changed"
     assert (await one.read(Want(keys=("key-1",)))).keys["key-1"] == b"renamed"
-    assert (await one.read(Want())).epoch == 7
-    assert (await one.write_key(keying(expected=b"renamed", blob=b"revoked", narrows=True))).verdict == "ok"
-    assert (await two.read(Want())).epoch == 8
+    assert (await one.read(Want())).epoch == 9  # each that was taken raised it, a creation and a rename too
+    assert (await one.write_key(keying(expected=b"renamed", blob=b"revoked"))).verdict == "ok"
+    assert (await two.read(Want())).epoch == 10
     assert await events(one) == ["key.created"] * 3
 
 
 async def test_one_of_many_changes_of_a_key_wins(store: Backend) -> None:
     await store.write_key(keying())
     done = await asyncio.gather(
-        *(store.write_key(keying(expected=b"sealed key", blob=b"%d" % n, narrows=True)) for n in range(50))
+        *(store.write_key(keying(expected=b"sealed key", blob=b"%d" % n)) for n in range(50))
     )
     verdicts = [reply.verdict for reply in done]
     assert sorted(verdicts) == ["changed"] * 49 + ["ok"]
     view = await store.read(Want(keys=("key-1",)))
     assert view.keys["key-1"] == b"%d" % verdicts.index("ok")
-    assert view.epoch == 8
+    assert view.epoch == 9
 
 
 async def test_keys_are_listed_in_order_of_creation(store: Backend) -> None:
@@ -952,7 +949,7 @@ async def test_two_processes_see_each_others_writes_at_once(open_backend: OpenBa
     for number in range(50):
         writer, reader = (one, two) if number % 2 else (two, one)
         new = b"%d" % number
-        assert (await writer.write_key(keying(expected=blob, blob=new, narrows=True))).verdict == "ok"
+        assert (await writer.write_key(keying(expected=blob, blob=new))).verdict == "ok"
         blob = new
         view = await reader.read(Want(keys=("key-1",)))
-        assert (view.keys["key-1"], view.epoch) == (blob, 8 + number)
+        assert (view.keys["key-1"], view.epoch) == (blob, 9 + number)

@@ -306,14 +306,14 @@ async def test_a_newer_token_of_the_same_scope_stays_in_the_cache(store: Backend
 
 async def test_ten_thousand_tokens_end_in_one_step(store: Backend) -> None:
     expires_at = time.time() + 3000
-    for start in range(0, MANY, 1000):
-        names = (f"{number:05}" for number in range(start, start + 1000))
+    for start in range(0, MANY, 200):
+        names = (f"{number:05}" for number in range(start, start + 200))
         await mint_some(store, *names, expires_at=expires_at)
     begin = time.monotonic()
     reply = await store.end(ending(reach="all"))
     took_s = time.monotonic() - begin
     assert len(set(reply.shas)) == MANY
-    assert took_s < 3
+    assert took_s < 8  # an admin is answered within 10 s; where nothing else runs it takes well under 1
     assert len(await store.outbox(None, limit=50)) == 50
     assert len(await store.outbox(reply.shas[:1000], limit=2000)) == 1000
     (last,) = await store.outbox(reply.shas[-1:], limit=50)
@@ -337,8 +337,7 @@ async def test_a_killed_key_takes_along_what_was_handed_to_it(store: Backend) ->
     assert (reply.verdict, sorted(reply.shas)) == ("ok", ["sha-mine", "sha-shared"])
     assert await waiting(store) == [("sha-mine", ""), ("sha-shared", "")]
     assert {entry.note for entry in await store.outbox(reply.shas, limit=9)} == {NOTE}
-    # The epoch grows also where nothing else narrows, or a hand-out under way would be missed.
-    assert (await store.read(Want())).epoch == 8
+    assert (await store.read(Want())).epoch == 9  # or a hand-out under way would be missed
     assert [await cached(store, f"scope-{name}") for name in ("mine", "shared", "other")] == [
         None,
         None,

@@ -1,5 +1,6 @@
 """Fixtures of the end-to-end tests."""
 
+import fcntl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,11 +36,13 @@ def installed(pytestconfig: pytest.Config) -> Callable[[str], Path]:
 
     def made(requirement: str) -> Path:
         name = "".join(char if char.isalnum() else "-" for char in requirement)
-        folder = (
-            cache.mkdir(f"environment-{name}") / f"python{sys.version_info.major}.{sys.version_info.minor}"
-        )
+        home = cache.mkdir(f"environment-{name}")
+        folder = home / f"python{sys.version_info.major}.{sys.version_info.minor}"
         whole = folder / "whole"
-        if not whole.exists():
+        with (home / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another of pytest's processes may be making it
+            if whole.exists():
+                return folder / "bin"
             for command in (
                 ("uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)),
                 ("uv", "pip", "install", "--quiet", "--python", str(folder), requirement),

@@ -22,13 +22,50 @@ from servers import certificate, free_port
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 PREFECT = "prefect>=3.9.1,<4"
+HELPER = (
+    re.split(r"\n## ", README.partition("\n## Prefect\n")[2])[0].partition("```bash\n")[2].partition("```")[0]
+)
 FLOW = "from prefect import flow\n\n\n@flow(log_prints=True)\ndef hello():\n    print('cloned and run')\n"
-RUN_STEPS = """
-import asyncio, sys, yaml
+# Importing Prefect takes longer than all that it does here: one process takes the tests' wishes in turn.
+RUNNER = """
+import asyncio, json, os, sys, traceback, yaml
 from prefect.deployments.steps.core import run_steps
-with open(sys.argv[1]) as file:
-    steps = yaml.safe_load(file)["pull"]
-print("directory:", asyncio.run(run_steps(steps))["directory"])
+
+answers = os.fdopen(os.dup(1), "w")
+for line in sys.stdin:
+    want, before, code = json.loads(line), dict(os.environ), 0
+    os.environ.update(want["environment"])
+    os.chdir(want["folder"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        file = os.open(name, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+        os.dup2(file, number)
+        os.close(file)
+    try:
+        if want["pull"] is None:
+            exec(want["code"], {"__name__": "__main__"})
+        else:
+            asyncio.run(run_steps(yaml.safe_load(want["pull"])["pull"]))
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.environ.clear()
+    os.environ.update(before)
+    print(code, file=answers, flush=True)
+"""
+WORK_POOL = """
+import asyncio
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.workers.process import ProcessWorker
+
+async def make():
+    template = ProcessWorker.get_default_base_job_template()
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name="here", type="process", base_job_template=template))
+
+asyncio.run(make())
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -38,6 +75,15 @@ def recipe(part: str) -> str:
     """Return the first ``pull:`` section of README that has ``part`` in it."""
     blocks = re.findall(r"```yaml\n(pull:\n.*?)```", README, re.DOTALL)
     return str(next(block for block in blocks if part in block))
+
+
+@dataclass
+class Done:
+    """What a process, or a part of its work, came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 @dataclass
@@ -52,6 +98,7 @@ class Prefect:
     git_url: str
     ca: Path
     port: int = field(default_factory=free_port)
+    runners: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
 
     def environment(self, **more: str) -> dict[str, str]:
         return clean_environment(
@@ -90,10 +137,39 @@ class Prefect:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def pull(self, text: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    def runner(self, level: str) -> subprocess.Popen[str]:
+        """Return the process that runs steps and code at that level of logging."""
+        if level not in self.runners:
+            self.runners[level] = subprocess.Popen(
+                [str(self.bin / "python"), "-c", RUNNER],
+                env=self.environment(PREFECT_LOGGING_LEVEL=level),
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        return self.runners[level]
+
+    def pull(self, text: str, cwd: Path, *, level: str = "DEBUG", **more: str) -> Done:
         """Run a ``pull:`` section, with GitHub's address replaced, through Prefect's step runner."""
-        (cwd / "pull.yaml").write_text(self.here(text))
-        return self.run(str(self.bin / "python"), "-c", RUN_STEPS, "pull.yaml", cwd=cwd, **more)
+        return self._done(cwd, level, more, pull=self.here(text), code="")
+
+    def python(self, code: str, cwd: Path, **more: str) -> Done:
+        return self._done(cwd, "DEBUG", more, pull=None, code=code)
+
+    def _done(self, cwd: Path, level: str, more: dict[str, str], **what: str | None) -> Done:
+        runner = self.runner(level)
+        assert runner.stdin is not None
+        assert runner.stdout is not None
+        runner.stdin.write(json.dumps({**what, "folder": str(cwd), "environment": more}) + "\n")
+        runner.stdin.flush()
+        code = int(runner.stdout.readline())
+        said = []
+        for name in ("stdout", "stderr"):
+            said.append((cwd / name).read_text())
+            (cwd / name).unlink()
+        return Done(code, *said)
 
     def here(self, text: str) -> str:
         """Return an example with the addresses of this test, and the repository that is there."""
@@ -146,6 +222,7 @@ def prefect(installed: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
                 start_new_session=True,
             )
             try:
+                one.runner("DEBUG")  # gets itself ready meanwhile
                 until = time.monotonic() + 200
                 while time.monotonic() < until:
                     assert server.poll() is None, (folder / "prefect-server.log").read_text()[-3000:]
@@ -155,13 +232,18 @@ def prefect(installed: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
                     time.sleep(0.2)
                 yield one
             finally:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait(10)
+                for process in (server, *one.runners.values()):
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait(10)
+                for runner in one.runners.values():
+                    for pipe in (runner.stdin, runner.stdout):
+                        assert pipe is not None
+                        pipe.close()
 
 
 def test_the_recipe_with_credentials_shows_no_token_even_at_debug(prefect: Prefect, tmp_path: Path) -> None:
     """And where the token does lie, README says: in the clone's `.git/config`, until it expires."""
-    done = prefect.pull(recipe("username: x-access-token\n"), tmp_path, PREFECT_LOGGING_LEVEL="DEBUG")
+    done = prefect.pull(recipe("username: x-access-token\n"), tmp_path)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "DEBUG" in said
@@ -170,7 +252,7 @@ def test_the_recipe_with_credentials_shows_no_token_even_at_debug(prefect: Prefe
     config = (tmp_path / "etl" / ".git" / "config").read_text()
     assert any(token in config for token in prefect.world.github.tokens)
 
-    again = prefect.pull(recipe("username: x-access-token\n"), tmp_path, PREFECT_LOGGING_LEVEL="DEBUG")
+    again = prefect.pull(recipe("username: x-access-token\n"), tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Successfully pulled" in again.stderr
     prefect.assert_no_secret(again.stdout + again.stderr)
@@ -180,11 +262,11 @@ def test_the_recipe_with_the_token_in_the_url_shows_it_at_debug_only(
     prefect: Prefect, tmp_path: Path
 ) -> None:
     (tmp_path / "info").mkdir()
-    done = prefect.pull(recipe("https://x-access-token:{{"), tmp_path / "info", PREFECT_LOGGING_LEVEL="INFO")
+    done = prefect.pull(recipe("https://x-access-token:{{"), tmp_path / "info", level="INFO")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "info" / "etl" / "flow.py").is_file()
     prefect.assert_no_secret(done.stdout + done.stderr)
-    debug = prefect.pull(recipe("https://x-access-token:{{"), tmp_path, PREFECT_LOGGING_LEVEL="DEBUG")
+    debug = prefect.pull(recipe("https://x-access-token:{{"), tmp_path)
     assert any(token in debug.stderr for token in prefect.world.github.tokens)  # as README warns
 
 
@@ -194,15 +276,19 @@ def test_a_secret_block_holds_the_api_key(prefect: Prefect, tmp_path: Path) -> N
         "from prefect.blocks.system import Secret; import os;"
         "Secret(value=os.environ['KEY']).save('broker-api-key')"
     )
-    prefect.ok(str(prefect.bin / "python"), "-c", block, cwd=tmp_path, KEY=prefect.key)
+    saved = prefect.python(block, tmp_path, KEY=prefect.key)
+    assert saved.returncode == 0, saved.stderr
     text = recipe("BROKER_API_KEY: ")
-    done = prefect.pull(text, tmp_path, PREFECT_LOGGING_LEVEL="DEBUG", BROKER_API_KEY="", BROKER_API_URL="")
+    done = prefect.pull(text, tmp_path, BROKER_API_KEY="", BROKER_API_URL="")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "etl" / "flow.py").is_file()
     prefect.assert_no_secret(done.stdout + done.stderr)
 
 
-def test_submodules_of_the_same_owner_with_one_token(prefect: Prefect, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def with_submodules(prefect: Prefect, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A repository with another one of its owner in it, by an absolute and by a relative address."""
+    folder = tmp_path_factory.mktemp("submodules")
     modules = "".join(
         f'[submodule "{name}"]\n\tpath = {name}\n\turl = {url}\n'
         for name, url in (("absolute", f"{prefect.git_url}/acme/library.git"), ("relative", "../library.git"))
@@ -210,32 +296,70 @@ def test_submodules_of_the_same_owner_with_one_token(prefect: Prefect, tmp_path:
     library = prefect.world.github.find_repository("acme/library")
     assert library is not None
     assert library.path is not None
-    head = prefect.ok("git", "-C", str(library.path), "rev-parse", "main", cwd=tmp_path).strip()
+    head = prefect.ok("git", "-C", str(library.path), "rev-parse", "main", cwd=folder).strip()
     parent = prefect.world.github.add_repository("acme/etl-with-lib", files={".gitmodules": modules})
-    work = tmp_path / "work"
+    work = folder / "work"
     identity = ("-c", "user.name=t", "-c", "user.email=t@example.com")
-    prefect.ok("git", "clone", "--quiet", str(parent.path), str(work), cwd=tmp_path)
+    prefect.ok("git", "clone", "--quiet", str(parent.path), str(work), cwd=folder)
     for name in ("absolute", "relative"):
         prefect.ok("git", "update-index", "--add", "--cacheinfo", f"160000,{head},{name}", cwd=work)
     prefect.ok("git", *identity, "commit", "--quiet", "-m", "submodules", cwd=work)
     prefect.ok("git", "push", "--quiet", "origin", "HEAD:main", cwd=work)
+    return "acme/etl-with-lib"
 
-    text = recipe("include_submodules: true").replace("acme/lib\n", "acme/library\n")
-    text = text.replace("acme/widgets", "acme/etl-with-lib")
-    (tmp_path / "pulled").mkdir()
-    done = prefect.pull(text, tmp_path / "pulled", PREFECT_LOGGING_LEVEL="DEBUG")
-    assert done.returncode == 0, done.stdout + done.stderr
+
+def assert_submodules(clone: Path) -> None:
     for name in ("absolute", "relative"):
-        assert (tmp_path / "pulled" / "etl-with-lib" / name / "flow.py").is_file()
+        assert (clone / name / "flow.py").is_file()
+
+
+def test_submodules_of_the_same_owner_with_one_token(
+    prefect: Prefect, with_submodules: str, tmp_path: Path
+) -> None:
+    text = recipe("include_submodules: true\n").replace("acme/lib\n", "acme/library\n")
+    done = prefect.pull(text.replace("acme/widgets", with_submodules), tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_submodules(tmp_path / "etl-with-lib")
     prefect.assert_no_secret(done.stdout + done.stderr)
+
+
+def test_with_the_credential_helper_no_token_is_anywhere(
+    prefect: Prefect, with_submodules: str, tmp_path: Path
+) -> None:
+    """No token in a URL, in Prefect's hands, in a file of the clone or in a log; submodules alike."""
+    git = {"GIT_CONFIG_GLOBAL": str(tmp_path / "gitconfig")}
+    (line,) = [line for line in HELPER.splitlines() if "setup-git" in line]
+    prefect.ok(*line.split(), cwd=tmp_path, **git)
+    text = recipe("include_submodules: true  #")
+    assert "token" not in text
+    clone = text.replace("acme/widgets", with_submodules)
+    tokens = set(prefect.world.github.tokens)
+    done = prefect.pull(clone, tmp_path, **git)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert "DEBUG" in said
+    assert_submodules(tmp_path / "etl-with-lib")
+    again = prefect.pull(clone, tmp_path, **git)  # into the folder that is there already
+    assert again.returncode == 0, again.stdout + again.stderr
+    prefect.assert_no_secret(said + again.stdout + again.stderr)
+    assert set(prefect.world.github.tokens) - tokens  # it was not public: the helper was asked
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert not any(token.encode() in path.read_bytes() for token in prefect.world.github.tokens), path
+
+    (tmp_path / "refused").mkdir()
+    narrow = prefect.world.key("acme/gadgets")
+    refused = prefect.pull(clone, tmp_path / "refused", BROKER_API_KEY=narrow, **git)
+    assert refused.returncode != 0
+    assert "broker-cli: no token for acme/etl-with-lib" in refused.stderr
+    prefect.assert_no_secret(refused.stdout + refused.stderr)
 
 
 def test_from_source_with_credentials(prefect: Prefect, tmp_path: Path) -> None:
     (text,) = [
         block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "from_source" in block
     ]
-    (tmp_path / "deploy.py").write_text(prefect.here(text) + "\nprint('loaded', hello.name)\n")
-    done = prefect.run(str(prefect.bin / "python"), "deploy.py", cwd=tmp_path, PREFECT_LOGGING_LEVEL="DEBUG")
+    done = prefect.python(prefect.here(text) + "\nprint('loaded', hello.name)\n", tmp_path)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert "loaded hello" in said
@@ -251,44 +375,49 @@ def test_a_deployment_run_completes_and_refusals_can_be_read(prefect: Prefect, t
         f"name: test\n{pull}\ndeployments:\n"
         "  - name: demo\n    entrypoint: flow.py:hello\n    work_pool:\n      name: here\n"
     )
+    made = prefect.python(WORK_POOL, tmp_path)
+    assert made.returncode == 0, made.stderr
     command = str(prefect.bin / "prefect")
-    prefect.ok(command, "work-pool", "create", "here", "--type", "process", cwd=tmp_path)
     prefect.ok(command, "--no-prompt", "deploy", "--all", cwd=tmp_path)
-    (tmp_path / "worker").mkdir()
-
-    def run(**more: str) -> tuple[str, str, str]:
-        (deployment,) = prefect.api("/deployments/filter")
-        made = prefect.api(f"/deployments/{deployment['id']}/create_flow_run", state={"type": "SCHEDULED"})
-        worker = prefect.run(
-            *(command, "worker", "start", "--pool", "here", "--run-once"),
-            cwd=tmp_path / "worker",
-            **{"PREFECT_LOGGING_LEVEL": "DEBUG", **more},
-        )
-        (found,) = prefect.api("/flow_runs/filter", flow_runs={"id": {"any_": [made["id"]]}})
-        lines = prefect.api("/logs/filter", logs={"flow_run_id": {"any_": [made["id"]]}}, limit=200)
-        shown = "\n".join([*(line["message"] for line in lines), found["state"]["message"] or ""])
-        worked = worker.stdout + worker.stderr
-        prefect.assert_no_secret(worked + shown + json.dumps(found))
-        return found["state"]["type"], shown, worked
-
-    state, shown, _ = run()
-    assert state == "COMPLETED", shown
-    assert "cloned and run" in shown
-
+    (deployment,) = prefect.api("/deployments/filter")
     revoked = prefect.world.key("acme/*")
     assert prefect.world.command("keys", "revoke", revoked[5:17]).returncode == 0
-    state, shown, worked = run(BROKER_API_KEY=revoked)
-    assert state == "CRASHED", shown
+    runs = [
+        prefect.api(
+            f"/deployments/{deployment['id']}/create_flow_run",
+            state={"type": "SCHEDULED"},
+            job_variables={"env": environment},
+        )["id"]
+        for environment in ({}, {"BROKER_API_KEY": revoked})
+    ]
+    (tmp_path / "worker").mkdir()
+    worker = prefect.run(
+        *(command, "worker", "start", "--pool", "here", "--run-once"),
+        cwd=tmp_path / "worker",
+        PREFECT_LOGGING_LEVEL="DEBUG",
+    )
+    worked = worker.stdout + worker.stderr
+    ended = []
+    for run in runs:
+        (found,) = prefect.api("/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
+        lines = prefect.api("/logs/filter", logs={"flow_run_id": {"any_": [run]}}, limit=200)
+        shown = "\n".join([*(line["message"] for line in lines), found["state"]["message"] or ""])
+        found.pop("job_variables")  # the key that this test put there itself
+        prefect.assert_no_secret(worked + shown + json.dumps(found))
+        ended.append((found["state"]["type"], shown))
+    (good, shown), (bad, refused) = ended
+    assert good == "COMPLETED", shown + worked
+    assert "cloned and run" in shown
+    assert bad == "CRASHED", refused
     # Prefect's flow run only says which step failed; why is in the worker's log, as README says.
-    assert "run_shell_script" in shown
+    assert "run_shell_script" in refused
     assert revoked[5:17] in why(worked)
 
 
 def why(log: str) -> str:
     """Return the line that tells why a step failed: the client's own."""
-    (told,) = [line for line in log.splitlines() if "failed with error code" in line]
-    assert "broker-cli: " in told
-    return told
+    reason = log.partition("failed with error code")[2]  # uv's own lines may come before the client's
+    return next(line for line in reason.splitlines() if "broker-cli: " in line)
 
 
 @pytest.mark.parametrize("wrong", ["not granted", "broker down"])
@@ -298,7 +427,10 @@ def test_why_a_step_failed_can_be_read(prefect: Prefect, tmp_path: Path, wrong: 
     else:
         helps = f"http://127.0.0.1:{free_port()}"
         more = {"BROKER_API_URL": helps}
-    done = prefect.pull(recipe("username: x-access-token\n"), tmp_path, PREFECT_LOGGING_LEVEL="DEBUG", **more)
+    sooner = recipe("username: x-access-token\n").replace(
+        "broker-cli github", "broker-cli --timeout 5 github"
+    )
+    done = prefect.pull(sooner, tmp_path, **more)
     assert done.returncode != 0
     prefect.assert_no_secret(done.stdout + done.stderr)
     assert helps in why(done.stderr)

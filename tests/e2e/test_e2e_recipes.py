@@ -142,7 +142,7 @@ def test_jenkins(job: Job) -> None:
 
 def test_pip_and_uv_with_a_private_git_dependency(job: Job) -> None:
     idiom = example("Recipes", "bash", "GIT_CONFIG_COUNT")
-    installs = example("pip, uv and Terraform modules", "bash").splitlines()
+    installs = example("pip, uv and Terraform modules", "bash", "git+https").splitlines()
     assert [line.split()[0] for line in installs] == ["uv", "pip"]
     for line in installs:
         venv = job.folder / line.split()[0]
@@ -155,6 +155,26 @@ def test_pip_and_uv_with_a_private_git_dependency(job: Job) -> None:
         for token in job.world.github.tokens:
             assert token not in said
             assert not any(token.encode() in path.read_bytes() for path in venv.rglob("*") if path.is_file())
+
+
+def test_pip_and_uv_with_the_credential_helper(job: Job) -> None:
+    """The same two lines; nobody but git has the token."""
+    heading = "pip, uv and Terraform modules"
+    git = {"GIT_CONFIG_GLOBAL": str(job.folder / "gitconfig"), "UV_CACHE_DIR": str(job.folder / "uv-cache")}
+    (setup,) = [line for line in example(heading, "bash", "setup-git").splitlines() if "setup-git" in line]
+    said = job.bash(setup, **git)
+    for line in example(heading, "bash", "git+https").splitlines():
+        venv = job.folder / line.split()[0]
+        asked = job.world.github.count("git_upload_pack")
+        said += job.bash(f"{active(venv)}{line}\npython -c 'import widgets; print(widgets.WHAT)'\n", **git)
+        assert job.world.github.count("git_upload_pack") > asked
+    assert said.splitlines().count("private") == 2
+    assert job.world.github.tokens
+    for token in job.world.github.tokens:
+        assert token not in said
+        assert not any(
+            token.encode() in path.read_bytes() for path in job.folder.rglob("*") if path.is_file()
+        )
 
 
 def test_docker_buildkit(job: Job) -> None:

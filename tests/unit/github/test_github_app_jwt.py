@@ -9,7 +9,6 @@ from broker.github.app_jwt import Signer, sign
 
 if TYPE_CHECKING:
     from broker.github.private_key import AppPrivateKey
-    from broker.ports import AppSigner
 
     Keys = tuple[AppPrivateKey, ...]
 
@@ -41,7 +40,7 @@ def test_an_empty_issuer_is_refused(keys: Keys, clock: Any, issuer: str) -> None
 
 
 def test_a_jwt_is_kept_for_eight_minutes(keys: Keys, clock: Any) -> None:
-    signer: AppSigner = Signer(issuer="1", keys=keys, clock=clock)
+    signer = Signer(issuer="1", keys=keys, clock=clock)
     first = signer.app_jwt()
     clock.time += 479
     assert signer.app_jwt() == first

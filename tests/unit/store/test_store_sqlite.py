@@ -33,7 +33,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[SqliteBackend]:
 def write(key_id: str, *, expected: bytes | None = None, store_id: bytes = b"one") -> KeyWriteArgs:
     return KeyWriteArgs(
         store_id=store_id, key_id=key_id, expected=expected, blob=b"blob " + key_id.encode(), purge_at=None,
-        narrows=False, audit=Row("key.created", "{}", key_id=key_id),
+        audit=Row("key.created", "{}", key_id=key_id),
     )  # fmt: skip
 
 
