@@ -17,7 +17,7 @@ from broker.model import Secret
 
 ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 PATTERN: Final = r"ghbk_[0-9A-Za-z]{12}_[0-9A-Za-z]{49}"
-"""Finds a key in any text; also what redacts logs."""
+"""Finds a key in any text: what SECURITY.md gives to secret scanners."""
 
 _ID_LENGTH: Final = 12
 _SECRET_LENGTH: Final = 43

@@ -166,7 +166,31 @@ async def test_one_line_tells_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(told) < 200
     assert told.count(0) > 100
     await asyncio.sleep(0.15)
-    assert strangers.lines(HERE) > 1
+    strangers.failed(key(), HERE)
+    last = strangers.lines(HERE)
+    assert last > 1
+    assert sum(told) + last == 201, "none is left out, none told twice"
+
+
+async def test_lines_are_folded_from_the_thirtieth_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 1000.0)
+    strangers = Strangers()
+    told = []
+    for one in keys(FREE_FAILURES + 5):
+        strangers.failed(one, HERE)
+        told.append(strangers.lines(HERE))
+    assert told == [1] * FREE_FAILURES + [0] * 5
+
+
+async def test_a_flood_that_ends_is_forgiven_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it was: what is forgiven each two seconds is the last one."""
+    now = 1000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    strangers = Strangers()
+    for one in keys(500):
+        strangers.failed(one, HERE)
+    now += 2.5
+    await strangers.wait(key(), HERE)
 
 
 async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,3 +201,17 @@ async def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         strangers.succeeded(key())
     assert len(strangers._sources) == 100
     assert len(strangers._proven) == 100
+
+
+async def test_the_oldest_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_REMEMBERED", 2)
+    strangers = Strangers()
+    a, b, c = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+    for address in (a, b, a, c):
+        for one in keys(FREE_FAILURES + 1):
+            strangers.failed(one, address)
+    assert [await waits(strangers, key(), address) for address in (a, b, c)] == [True, False, True]
+    good = [key() for _ in range(3)]
+    for one in good:
+        strangers.succeeded(one)
+    assert [await waits(strangers, one, c) for one in good] == [True, False, False]

@@ -112,6 +112,8 @@ def test_an_owner_wide_token_reaches_no_other_owner() -> None:
         (400.0, 4000.0, 1000.0, -600.0),
         (None, 5200.0, 1000.0, 600.0),  # no Date: a token lives an hour
         (10.0, 4600.0, 1000.0, 0.0),  # a Date that a proxy made up
+        (1000.0, 4900.0, 1000.0, 0.0),  # five minutes apart is still believed
+        (1000.0, 4901.0, 1000.0, 301.0),
         (1000.0, 1600.0, 1000.0, 0.0),  # tokens that live ten minutes only
     ],
 )
