@@ -8,7 +8,7 @@ it is revoked at GitHub, and nobody gets it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,6 +65,7 @@ _TOKEN_LIFE_S: Final = 3600.0
 _DATE_TRUST_S: Final = 300.0
 _FLIGHT_S: Final = 60.0
 _REVOKE_FOR_S: Final = 60.0
+_ASK_STORE_S: Final = 0.5
 _PROBE_FOR_S: Final = 5.0
 DRAIN_S: Final = 3.0
 
@@ -351,8 +352,12 @@ class Minter:
                 moved=moved,
                 event=event,
             )
+        except StoreUnavailableError:
+            reason = "the store did not keep it"
+            self._let_die(token.token, scope, reason=reason, unless=lambda: self._kept(lead, scope, token))
+            raise
         except StoreError:
-            self._let_die(token.token, scope, reason="the store did not keep it")
+            self._let_die(token.token, scope, reason="it is not the store that was there before")
             raise
         if result is CommitResult.OK:
             return token.sha256
@@ -363,10 +368,33 @@ class Minter:
         # still may, mint anew.
         raise OvertakenError(f"a mint was overtaken: {result}", retry_after_s=1.0)
 
+    async def _kept(self, lead: Lead, scope: Scope, token: LiveToken) -> bool:
+        """Return whether a COMMIT whose reply was lost has been done: its token is in use then.
+
+        A store that was frozen may still do it later. The lease is given back first, so that this fails.
+        """
+        await self._store.release(lead)
+        found = (await self._store.read(ReadQuery(scope=scope))).token()
+        return found is not None and found.sha256 == token.sha256
+
     # -- dying -----------------------------------------------------------------------------------
 
-    def _let_die(self, token: Secret, scope: Scope, *, reason: str) -> None:
-        """Revoke a token that nobody got, detached, for up to a minute."""
+    def _let_die(
+        self,
+        token: Secret,
+        scope: Scope,
+        *,
+        reason: str,
+        unless: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        """Revoke a token that nobody got, detached, for up to a minute.
+
+        Args:
+            token: the token.
+            scope: what it is for.
+            reason: for the audit.
+            unless: asked first, until the store answers: true if the store has kept the token after all.
+        """
         event = AuditEvent(
             Event.TOKEN_REVOKED,
             owner=scope.owner,
@@ -377,6 +405,8 @@ class Minter:
         )
 
         async def revoke() -> None:
+            if unless is not None and await _answered(unless):
+                return
             delay = 0.5
             deadline = asyncio.get_running_loop().time() + _REVOKE_FOR_S
             while asyncio.get_running_loop().time() < deadline:
@@ -423,6 +453,15 @@ def _refusal(acquired: Paused | OverBudget | Failure) -> BrokerError:
             )
         case Failure():
             return error_of(acquired)
+
+
+async def _answered(question: Callable[[], Awaitable[bool]]) -> bool:
+    """Ask the store until it answers."""
+    while True:
+        try:
+            return await question()
+        except StoreError:
+            await asyncio.sleep(_ASK_STORE_S)
 
 
 async def _given(tasks: Collection["asyncio.Task[Any]"], until: float) -> None:

@@ -136,7 +136,6 @@ class SealedStore:
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
         self._renewing = asyncio.Lock()
-        self._forgetting: set[asyncio.Task[None]] = set()
         self._read_now = 0.0
         self._read_at = 0.0
         self._trouble: StoreError = StoreUnavailableError("the store has not answered yet")
@@ -674,28 +673,12 @@ class SealedStore:
             verdict = await self._backend.commit(args)
         except StoreUnavailableError:
             # The reply is lost, not necessarily the write. COMMIT may be repeated; should that fail
-            # too, the caller revokes the token, so it must not be found here later.
-            try:
-                await asyncio.sleep(0.2)
-                verdict = await self._backend.commit(args)
-            except StoreUnavailableError:
-                self._forget_later(scope.id, blob)
-                raise
+            # too, the caller finds out later whether it was done.
+            await asyncio.sleep(0.2)
+            verdict = await self._backend.commit(args)
         if verdict == "lost":
             raise self._lost()
         return CommitResult(verdict)
-
-    def _forget_later(self, scope_id: str, blob: bytes) -> None:
-        async def forget() -> None:
-            while True:
-                await asyncio.sleep(_HEAL_EVERY_S)
-                with contextlib.suppress(StoreError):
-                    await self._backend.drop_token(scope_id, blob)
-                    return
-
-        task = asyncio.create_task(forget(), name="store-forget")
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
 
     async def drop_token(self, seen: Snapshot) -> None:
         """Forget the cached token that ``seen`` found."""
