@@ -37,8 +37,10 @@ class _AsInstalled(Service):
     command = (
         sys.executable,
         "-c",
-        "import sys; sys.modules['rich'] = None; sys.argv[1:] = ['serve']; "
-        "from broker.__main__ import main; main()",
+        (
+            "import sys; sys.modules['rich'] = None; sys.argv[1:] = ['serve']; "
+            "from broker.__main__ import main; main()"
+        ),
     )
 
 
