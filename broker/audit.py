@@ -22,6 +22,8 @@ _trouble = logging.getLogger(__name__)
 EVERY_S: Final = 60.0
 _TICK_S: Final = 5.0
 _KEPT: Final = 50_000
+_OFTEN: Final = 2
+"""After so many hand-outs their line is kept: for what is asked for now and then it would be megabytes."""
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Auditor:
             tally.count += 1
             tally.event = event
             tally.asked = None
-        if event.cached:
+        if event.cached and tally.count >= _OFTEN:
             tally.line = Rendered.of(audit_body(replace(event, request_id=None, client_ip=None)))
 
     def issued_again(

@@ -1,20 +1,21 @@
 """Memory of a worker: idle, and after so many scopes were touched."""
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 
 import httpx
 from bench_report import Table
-from bench_stage import STORES, Size, service_on, world_on
-from harness import Service, bearer
+from bench_stage import STORES, Size, world_on
+from harness import Service, World, bearer
 
 
 def memory(folder: Path, size: Size) -> Table:
     table = Table("Memory of a worker", ("what", "RSS MiB", "touching took s"), "RSS MiB")
     for store in STORES:
         with world_on(store, folder) as world:
-            service = service_on(world)
+            service = as_installed_on(world)
             key = asyncio.run(world.quick_key("acme/*"))
             table.add(f"{store}: idle", rss_mib(service), None)
             asyncio.run(touch(service, key, ["acme/widgets"]))
@@ -29,6 +30,26 @@ def memory(folder: Path, size: Size) -> Table:
             asyncio.run(touch(service, key, names))
             table.add(f"{store}: {size.scopes} scopes, again", rss_mib(service), None)
     return table
+
+
+class _AsInstalled(Service):
+    # httpx imports rich where that is there, as it is for the developers' tools: 5 MiB.
+    command = (
+        sys.executable,
+        "-c",
+        (
+            "import sys; sys.modules['rich'] = None; sys.argv[1:] = ['serve']; "
+            "from broker.__main__ import main; main()"
+        ),
+    )
+
+
+def as_installed_on(world: World) -> Service:
+    """Start a service that has the modules of an installation without developers' tools."""
+    plain = world.service(start=False, BROKER_LOG_LEVEL="info", BROKER_MINT_BUDGET="100000")
+    service = _AsInstalled(plain.environment, plain.folder, plain.port, plain.name)
+    world.services[world.services.index(plain)] = service
+    return service.start()
 
 
 async def touch(service: Service, key: str, names: list[str]) -> None:

@@ -12,18 +12,17 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_suite_runs_at_its_smallest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_runs_at_its_smallest(name: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks", "--tiny", "--results", str(tmp_path)],
+        [sys.executable, "-m", "tests.benchmarks", name, "--tiny", "--results", str(tmp_path)],
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for name in NAMES:
-        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
-        assert (tmp_path / f"{name}.json").is_file()
-    assert "x hello" in done.stdout
+    assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+    assert (tmp_path / f"{name}.json").is_file()
