@@ -88,6 +88,8 @@ class Key:
     label: str
     id: str
     patterns: History[tuple[str, ...]]
+    limit: int | None = None
+    """Requests a minute."""
     born_ending: bool = False
     """Made by a rotation of a key that had an end already."""
     ends: list[Write[float]] = field(default_factory=list)
@@ -184,6 +186,7 @@ class Ledger:
             *github.violations,
             *self._grants(github),
             *self._life(github),
+            *self._limits(),
             *self._one_mint(github, kept, faults),
             *self._ended(github, rows, kept),
             *self._records(rows),
@@ -230,6 +233,17 @@ class Ledger:
             left = minted.expires_at - (EPOCH + self._read_at(one) + github.clock_off_s)
             if left < max(one.min_ttl_s, MIN_TTL_S) - CLOCK_LATE_S:
                 yield f"rule 2: {one.request_id} was given a token with {left:.1f} s left"
+
+    def _limits(self) -> Iterator[str]:
+        """Count what was asked for and given within one minute of the store's clock."""
+        assert EPOCH % 60 == 0
+        used: dict[tuple[str, int], int] = {}
+        for one in self.given:
+            if one.key.limit is not None and one.asked_at // 60 == one.given_at // 60:
+                name = one.key.label, int(one.asked_at // 60)
+                used[name] = used.get(name, 0) + 1
+                if used[name] == one.key.limit + 1:
+                    yield f"limits: {one.key.label} was served more than {one.key.limit} times in a minute"
 
     def _read_at(self, one: Given) -> float:
         """Return the earliest time of the READ by which a token was given."""

@@ -139,6 +139,13 @@ class Credulous(Minter):
         return believed, asked_at
 
 
+class WithoutLimit(SimulatedSqlite):
+    """Each replica counts for itself."""
+
+    async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
+        return await super().take(f"{name}:{id(self)}", chunk=chunk, limit=limit)
+
+
 class LateClock(Minter):
     """GitHub's clock is compared with the store's when the token has been tried out, be it long after."""
 
@@ -158,6 +165,7 @@ MUTANTS: Mapping[str, tuple[Parts, str, str]] = {
     "no marks at read": (Parts(backend=WithoutReadMarks), "_race", "rule 6"),
     "no record of hand-outs": (Parts(issuer=WithoutHand), "_race", "audit"),
     "no least life": (Parts(issuer=WithoutLife), "_age", "rule 2"),
+    "no common count of requests": (Parts(backend=WithoutLimit), "_flood", "limits"),
     "GitHub's clock read late": (Parts(minter=LateClock), "_age", "rule 2"),
     "no check of GitHub's reply": (Parts(minter=Credulous), "_cold", "rule 1"),
 }

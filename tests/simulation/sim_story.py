@@ -30,6 +30,7 @@ PATIENCE_S = 40.0
 REST_S = 90.0
 HOOK_WITHIN_S = 10.0
 SHORT_OVERLAP_S = 2
+FLOOD_LIMIT = 3
 WIDGETS = RepositoryName("acme", "widgets")
 GADGETS = RepositoryName("acme", "gadgets")
 SCOPES = (
@@ -162,11 +163,11 @@ class Story:
             self.spawn(self._trouble())
         scenes: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
             self._ask_many, self._race, self._hand_over, self._cold, self._ambush, self._clash, self._age,
-            self._reinstall, self._create_key, self._rotate, self._sweep,
+            self._reinstall, self._create_key, self._rotate, self._sweep, self._flood,
         )  # fmt: skip
         weights = [
             weight * (10 if scene.__name__ == self.favourite else 1)
-            for scene, weight in zip(scenes, (5, 5, 3, 2, 2, 2, 2, 1, 1, 1, 1), strict=True)
+            for scene, weight in zip(scenes, (5, 5, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1), strict=True)
         ]
         scene = self.chance.choices(scenes, weights)[0]
         if scene in {self._age, self._ambush}:
@@ -217,6 +218,14 @@ class Story:
         self.spawn(self._after(self.chance.uniform(0, width), functools.partial(self._end_key, key)))
         for _ in range(2):
             self.spawn(self._after(self.chance.uniform(0, width), lambda: self._ask(key, scope, 0)))
+
+    async def _flood(self) -> None:
+        """A key with a limit asks more often than it may, on all replicas."""
+        key = await self._create_key(limit=FLOOD_LIMIT)
+        if key is not None:
+            for _ in range(3 * FLOOD_LIMIT):
+                ask = functools.partial(self._ask, key, SCOPES[0], 0)
+                self.spawn(self._after(self.chance.uniform(0, 1), ask))
 
     async def _race(self) -> None:
         """Callers and somebody who ends something, all within some hundredths of a second."""
@@ -511,14 +520,14 @@ class Story:
             key.patterns,
         )
 
-    async def _create_key(self) -> Key | None:
+    async def _create_key(self, limit: int | None = None) -> Key | None:
         patterns = self.chance.choice(POLICIES)
         policy = KeyPolicy.parse(
             name="made in a story",
             role=Role.CALLER,
             repositories=patterns,
             permissions=None,
-            rate_limit_per_minute=None,
+            rate_limit_per_minute=limit,
         )
         request_id = self.request_id("create-key")
         self.tell(f"{request_id} {patterns}")
@@ -530,6 +539,7 @@ class Story:
         if not isinstance(answer, tuple):
             return None
         self._add_key(request_id, parse(answer[0].reveal()), patterns)
+        self.ledger.keys[-1].limit = limit
         return self.ledger.keys[-1]
 
     async def _rotate(self, key: Key | None = None) -> None:
@@ -555,6 +565,7 @@ class Story:
             if record.repositories not in key.patterns.possible(began, self.now):
                 self.ledger.violations.append(f"rule 6: {request_id} brought an older policy back")
             self._add_key(f"{key.label}+{request_id}", parse(text.reveal()), record.repositories)
+            self.ledger.keys[-1].limit = record.rate_limit_per_minute
             if record.expires_at is not None:
                 end = Write(record.expires_at - EPOCH, began, self.now, acknowledged=True)
                 self.ledger.keys[-1].ends.append(end)
