@@ -28,7 +28,6 @@ REPLICAS = 3
 STEPS = 10
 PATIENCE_S = 40.0
 REST_S = 90.0
-HOOK_WITHIN_S = 10.0
 SHORT_OVERLAP_S = 2
 FLOOD_LIMIT = 3
 WIDGETS = RepositoryName("acme", "widgets")
@@ -588,8 +587,6 @@ class Story:
             replica.hooks.wake()
             return kept
 
-        # When it is worked off is not known from outside.
-        self.ledger.disturbances.append((self.now, self.now + HOOK_WITHIN_S))
         await self._call(replica, request_id, deliver())
 
     async def _reinstall(self) -> None:
