@@ -61,6 +61,12 @@ def test_repositories_of_a_dropped_owner_are_dropped_with_it() -> None:
     }
 
 
+@pytest.mark.parametrize(("deliveries", "count"), [(1, None), (2, 2), (3, 3)])
+def test_more_than_one_delivery_is_counted(deliveries: int, count: int | None) -> None:
+    (step,) = forgettings([work(owner("acme"), guid=f"g{n}") for n in range(deliveries)], {})
+    assert step.event.count == count
+
+
 def test_one_repository() -> None:
     (step,) = forgettings([work(repository("acme/a"))], {50: "acme"})
     assert (step.kind, step.target) == (EndKind.DROP, repository("acme/a"))
@@ -87,7 +93,7 @@ def test_an_installation_stands_for_the_owner_it_is_known_by() -> None:
     known = {50: "old-name"}
     assert steps(work(), owners=known) == {(EndKind.DROP, "old-name")}
     assert steps(work(number=51), owners=known) == set()
-    assert steps(work(number=None), owners=known) == set()
+    assert steps(work(number=None), owners={**known, 1: "other"}) == set()
     assert steps(work(owner("new-name")), owners=known) == {
         (EndKind.DROP, "old-name"),
         (EndKind.DROP, "new-name"),
