@@ -7,6 +7,7 @@ import time
 
 import pytest
 from harness import Inside, World, bearer
+from stage import until
 
 from broker.ports import AuditFilter, Event
 from broker.sandbox.github import Fault
@@ -81,3 +82,16 @@ async def test_the_outbox_is_left_to_the_next_process(world: World) -> None:
         while not all(one.revoked for one in world.github.tokens.values()):
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
+
+
+async def test_the_end_does_not_wait_for_what_github_refuses(world: World) -> None:
+    """A process that stops leaves the outbox at once, though it could go on trying for a minute."""
+    async with world.inside() as app:
+        key, admin = await app.key("acme/*"), await app.key(admin=True)
+        assert (await app.token(key, "acme/widgets")).status_code == 200
+        world.github.faults.add(Fault(route="revoke", status=403))
+        body = {"all": True, "reason": "x"}
+        await app.http.post("/v1/admin/revocations", json=body, headers=bearer(admin))
+        await until(lambda: world.github.count("revoke") > 1, seconds=20)  # in the background, again
+        async with asyncio.timeout(20):
+            await app.broker.ender.stop(within_s=60)

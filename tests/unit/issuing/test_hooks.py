@@ -61,6 +61,12 @@ def test_repositories_of_a_dropped_owner_are_dropped_with_it() -> None:
     }
 
 
+@pytest.mark.parametrize(("deliveries", "count"), [(1, None), (2, 2), (3, 3)])
+def test_more_than_one_delivery_is_counted(deliveries: int, count: int | None) -> None:
+    (step,) = forgettings([work(owner("acme"), guid=f"g{n}") for n in range(deliveries)], {})
+    assert step.event.count == count
+
+
 def test_one_repository() -> None:
     (step,) = forgettings([work(repository("acme/a"))], {50: "acme"})
     assert (step.kind, step.target) == (EndKind.DROP, repository("acme/a"))
@@ -87,7 +93,7 @@ def test_an_installation_stands_for_the_owner_it_is_known_by() -> None:
     known = {50: "old-name"}
     assert steps(work(), owners=known) == {(EndKind.DROP, "old-name")}
     assert steps(work(number=51), owners=known) == set()
-    assert steps(work(number=None), owners=known) == set()
+    assert steps(work(number=None), owners={**known, 1: "other"}) == set()
     assert steps(work(owner("new-name")), owners=known) == {
         (EndKind.DROP, "old-name"),
         (EndKind.DROP, "new-name"),
@@ -200,16 +206,18 @@ async def until(true: Callable[[], bool], seconds: float = 5) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_it_works_at_once_when_woken(caplog: pytest.LogCaptureFixture) -> None:
+async def test_it_works_at_once_when_woken(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "_POLL_S", 600.0)
     caplog.set_level(logging.INFO)
     store = FakeStore()
     async with reacting(store) as reactor:
         store.put("1", work(owner("acme")))
         store.put("2", None)  # written by somebody else: it does not open
         reactor.wake()
-        await until(lambda: not store.queue, 0.5)
+        await until(lambda: not store.queue and not store.held)
         assert store.ended == [(EndKind.DROP, "acme")]
-        assert not store.held
         assert store.leases == 1
     (told,) = [record for record in caplog.records if hasattr(record, "audit")]
     assert told.audit["event"] == "webhook.received"
