@@ -52,6 +52,17 @@ class Weather:
             begun, ended = window.begun - self.ledger.began, window.ended - self.ledger.began
             self.log.append(f"{begun:6.1f} to {ended:6.1f} s: {kind}: {name}")
 
+    async def told(self, *command: str) -> None:
+        """Tell Valkey something, again if the machine is too busy for an answer at once."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await asyncio.to_thread(self.server.ask, *command)
+                except TimeoutError:
+                    await asyncio.sleep(0.2)
+                else:
+                    return
+
     async def restarted(self, service: Service) -> None:
         """Start a replica anew; the store may be down just now, so it need not be ready."""
 
@@ -174,15 +185,15 @@ async def store_cut(weather: Weather, lasts_s: float, chance: random.Random) -> 
 async def store_paused(weather: Weather, lasts_s: float, chance: random.Random) -> None:
     what = chance.choice(("ALL", "WRITE"))
     async with weather.fault(f"CLIENT PAUSE {what}", "store", leases=2):
-        await asyncio.to_thread(weather.server.ask, "CLIENT", "PAUSE", str(int(lasts_s * 1000)), what)
+        await weather.told("CLIENT", "PAUSE", str(int(lasts_s * 1000)), what)
         await asyncio.sleep(lasts_s + 0.2)
 
 
 async def _configured(weather: Weather, name: str, fault: str, lasts_s: float) -> None:
     async with weather.fault(f"{name} {fault}", "store", leases=1):
-        await asyncio.to_thread(weather.server.ask, "CONFIG", "SET", name, fault)
+        await weather.told("CONFIG", "SET", name, fault)
         await asyncio.sleep(lasts_s)
-        await asyncio.to_thread(weather.server.ask, "CONFIG", "SET", name, "0")
+        await weather.told("CONFIG", "SET", name, "0")
 
 
 async def store_cut_off(weather: Weather, lasts_s: float, chance: random.Random) -> None:
