@@ -48,19 +48,20 @@ def parse_patterns(texts: Iterable[str]) -> tuple[str, ...]:
     return patterns
 
 
-def _matches(pattern: str, owner: str, name: str) -> bool:
-    wanted_owner, wanted_name = parse_pattern(pattern)
-    if wanted_owner not in {"*", owner}:
-        return False
-    if wanted_name.endswith("*"):
-        return name.startswith(wanted_name[:-1])
-    return name == wanted_name
-
-
-def reaches(patterns: Sequence[str], repository_key: str) -> bool:
+def reaches(patterns: tuple[str, ...], repository_key: str) -> bool:
     """Return whether one of ``patterns`` covers the lower-case ``owner/name``."""
-    owner, _, name = repository_key.partition("/")
-    return any(_matches(pattern, owner, name) for pattern in patterns)
+    whole, beginnings = _compiled(patterns)
+    return repository_key in whole or repository_key.startswith(beginnings)
+
+
+@lru_cache(1024)
+def _compiled(patterns: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the names that patterns hold whole, and the beginnings of those with ``*``."""
+    parsed = [parse_pattern(pattern) for pattern in patterns]
+    if ("*", "*") in parsed:
+        return frozenset(), ("",)
+    whole = frozenset(f"{owner}/{name}" for owner, name in parsed if not name.endswith("*"))
+    return whole, tuple(f"{owner}/{name[:-1]}" for owner, name in parsed if name.endswith("*"))
 
 
 def reaches_all_of(patterns: Sequence[str], owner: str) -> bool:

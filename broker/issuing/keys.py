@@ -191,9 +191,9 @@ class KeyRegister:
             entry = await self._changeable(key_id)
             if isinstance(change.expires_at, int):
                 _check_expiry(change.expires_at, self._store.now())
+            # Also what changes nothing is written: it may repeat a change that was answered with a 503, and
+            # only a confirmed write of this process is on a replica, and is made again if it is lost.
             after = change.of(entry.record)
-            if after == entry.record:
-                return after
             if not after.repositories and after.role is Role.CALLER:
                 raise InvalidRequestError(public="repositories: at least one pattern is needed.")
             event = _event(Event.KEY_CHANGED, after, by, actor)
@@ -260,7 +260,10 @@ class KeyRegister:
     async def revoke(
         self, key_id: str, *, by: str, actor: Actor | None = None, kill: bool = False
     ) -> tuple[str, ...]:
-        """End a key, at once and on every replica; ending it again changes nothing.
+        """End a key, at once and on every replica.
+
+        Ending it again is written again: the first time may have been answered with a 503, and what stands
+        in the store then is not known to be on a replica.
 
         Args:
             key_id: which.
@@ -276,8 +279,6 @@ class KeyRegister:
         self._not_bootstrap(key_id)
         for _ in range(_ATTEMPTS):
             entry = await self.show(key_id)
-            if entry.record.revoked_at is not None and not kill:
-                return ()
             ended = entry.record
             if ended.revoked_at is None:
                 ended = replace(ended, revoked_at=int(self._store.now()))

@@ -121,8 +121,10 @@ class Memory:
     def went_back(self, epoch: int, witness: int, asked_at: float) -> bool:
         """Return whether a store that shows these has lost something.
 
-        A read that was asked for before something was known has merely seen less.
+        A read that was asked for before something was known has merely seen less. What is no longer
+        remembered is not missed either: the sweep takes old witnesses away.
         """
+        self._forget(asked_at)
         if epoch < self.highest and asked_at > self._highest_at:
             return True
         return self._witness > witness and asked_at > self._witness_at

@@ -109,6 +109,29 @@ class Direct:
         await self._app(scope, receive, send)
 
 
+@dataclass(slots=True)
+class _Work:
+    """How many requests are in work."""
+
+    running: int = 0
+
+
+class _WaitingForClient:
+    """While we wait for a client to send or to read, its request holds a connection and nobody's place.
+
+    Anyone can begin a request and not end it: that must not keep out who is ready.
+    """
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+
+    def __enter__(self) -> None:
+        self._work.running -= 1
+
+    def __exit__(self, *error: object) -> None:
+        self._work.running += 1
+
+
 class Edge:
     """Gives every request an id and a client address, and every error an answer.
 
@@ -135,7 +158,8 @@ class Edge:
         self._trusted = tuple(trusted_proxies)
         self._meter = meter or Meter()
         self._draining = draining
-        self._running = 0
+        self._work = _Work()
+        self._waiting = _WaitingForClient(self._work)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -165,12 +189,13 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
                 if self._draining():
                     message["headers"].append((b"connection", b"close"))
-            await send(message)
+            with self._waiting:
+                await send(message)
 
-        self._running += 1
+        self._work.running += 1
         try:
             self._find_room(scope)
-            await self._routed(scope, receive, answer)
+            await self._routed(scope, self._hearing(scope, receive), answer)
         except BrokerError as error:
             _tell(error)
             await self._problem(error, shown, answer, given)
@@ -185,7 +210,19 @@ class Edge:
                 raise
             await self._problem(BrokerError(str(type(error))), shown, answer, given)
         finally:
-            self._running -= 1
+            self._work.running -= 1
+
+    def _hearing(self, scope: Scope, receive: Receive) -> Receive:
+        """Return how the request is heard; whoever has sent all of it needs room again."""
+
+        async def hear() -> Message:
+            with self._waiting:
+                message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                self._find_room(scope)
+            return message
+
+        return hear
 
     def _find_room(self, scope: Scope) -> None:
         """Let a request in.
@@ -193,7 +230,7 @@ class Edge:
         Raises:
             RateLimitedError: too many are in work, and it is no probe.
         """
-        if self._running > MAX_AT_ONCE and scope["path"] not in _PROBES:
+        if self._work.running > MAX_AT_ONCE and scope["path"] not in _PROBES:
             raise RateLimitedError(
                 "too many requests at once",
                 public="Too many requests at once. Try again.",

@@ -13,10 +13,10 @@ import redis
 from admin_stage import AdminStage, key_id
 from harness import Inside, World
 from servers import RedisServer
-from stage import database, events, pair, until, verdict
+from stage import database, events, pair, until, verdict, wrap_backend
 
 from broker.build import build_backend, build_keks
-from broker.errors import StoreLostError
+from broker.errors import StoreLostError, StoreUnavailableError
 from broker.store.adopting import Survey, adopt, survey
 
 OK, AWAY, UNKNOWN = (200, "ok"), (503, "store_unavailable"), (401, "invalid_api_key")
@@ -200,6 +200,43 @@ async def test_what_was_acknowledged_is_written_again(
         await until(listed_again, seconds=15)
     alarms = [one for one in caplog.records if one.levelno >= logging.CRITICAL]
     assert any("written again" in alarm.message for alarm in alarms)
+
+
+@pytest.mark.parametrize("narrows", ["revoke", "change"])
+async def test_a_repeat_of_what_was_not_confirmed_is_a_decision_of_its_own(
+    any_world: World, raw: Raw, narrows: str
+) -> None:
+    """503 (no replica has it), repeated, 2xx, and then a failover to a replica that never had it."""
+    async with pair(any_world) as (one, two):
+        stage = await AdminStage.of(any_world, one)
+        key = await one.key("acme/*")
+        for app in (one, two):
+            assert await answers(app, key) == OK
+        raw.copy("older")
+        written = 0
+        inner = one.broker.store._backend
+
+        async def unconfirmed(args: Any) -> Any:
+            nonlocal written
+            reply = await inner.write_key(args)
+            written += 1
+            if written == 1:
+                raise StoreUnavailableError("1 replicas must confirm a decision; WAIT said 0")
+            return reply
+
+        wrap_backend(one, write_key=unconfirmed)
+        path = f"/keys/{key_id(key)}"
+
+        async def decide() -> int:
+            if narrows == "revoke":
+                return (await stage.call("DELETE", path)).status_code
+            return (await stage.call("PATCH", path, json={"repositories": ["acme/other"]})).status_code
+
+        assert [await decide(), await decide()] == [503, 200]
+        one.broker.store._backend = inner
+        raw.restore("older")
+        for app in (one, two):
+            await serves(app, key, UNKNOWN if narrows == "revoke" else FORBIDDEN)
 
 
 @pytest.mark.slow

@@ -236,6 +236,25 @@ async def test_connections_by_the_thousand(world: World) -> None:
     assert "Traceback" not in service.log()
 
 
+HALF_A_HOOK = (
+    b"POST /webhooks/github HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"X-Hub-Signature-256: sha256=" + b"0" * 64 + b"\r\nContent-Length: 100\r\n\r\n{"
+)
+
+
+@pytest.mark.slow
+async def test_half_requests_of_strangers_keep_nobody_out(world: World) -> None:
+    """More of them than requests may be in work, fewer than connections that are taken."""
+    service = world.service(BROKER_GITHUB_WEBHOOK_SECRET="made-up-webhook-secret")
+    key = await world.quick_key("acme/*")
+    async with callers() as http:
+        assert (await ask(http, service, key)).status == 200
+        for sent in (slow_body(unknown_key()), HALF_A_HOOK):
+            with connections(service, 1500, send=sent):
+                await asyncio.sleep(1)
+                assert {(await ask(http, service, key)).status for _ in range(20)} == {200}
+
+
 @pytest.mark.slow
 async def test_slow_heads_end_and_unread_answers_too(world: World) -> None:
     service = world.service()

@@ -5,6 +5,7 @@ import pytest
 from broker.model import Target, TargetKind
 from broker.ports import EndKind
 from broker.store import memory
+from broker.store.backend import MARK_LIFE_S
 from broker.store.memory import REMEMBERED_S, EndWritten, Memory
 
 
@@ -71,3 +72,12 @@ def test_memory_is_bounded_in_time_and_number(monkeypatch: pytest.MonkeyPatch) -
     # What had to be forgotten too early cannot be mended.
     assert not mind.covers(10, 21.0)
     assert mind.covers(12, 21.0)
+
+
+def test_a_witness_that_the_sweep_took_away_is_not_missed() -> None:
+    """Marks and witnesses of the store are swept after two hours; nobody may have acted since."""
+    mind = Memory()
+    mind.saw(8, 10.0)
+    mind.acknowledged(block("acme/a"), 8, 10.0)
+    assert mind.went_back(8, 0, 11.0)
+    assert not mind.went_back(8, 0, 10.0 + MARK_LIFE_S)

@@ -136,3 +136,43 @@ async def test_so_many_at_once_and_probes_always(monkeypatch: pytest.MonkeyPatch
         free.set()
         assert [(await one).status_code for one in running] == [403, 403]
         assert (await http.get("/work")).status_code == 403
+
+
+async def test_who_keeps_us_waiting_takes_nobodys_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone can begin a body, or leave an answer unread; those who are ready are served all the same."""
+    monkeypatch.setattr(middleware, "MAX_AT_ONCE", 2)
+    never = asyncio.Event()
+
+    async def work(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "http.request"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    edge = Edge(work, [])
+    scope = {"type": "http", "method": "POST", "path": "/work", "headers": [], "client": None}
+
+    async def sends_no_body() -> Any:
+        await never.wait()
+
+    async def sends_all() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    async def reads_nothing(message: Any) -> None:
+        await never.wait()
+
+    async def reads_all(message: Any) -> None:
+        pass
+
+    slow = [asyncio.create_task(edge(dict(scope), sends_no_body, reads_all)) for _ in range(5)]
+    slow += [asyncio.create_task(edge(dict(scope), sends_all, reads_nothing)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    told: list[Any] = []
+
+    async def note(message: Any) -> None:
+        told.append(message)
+
+    await edge(dict(scope), sends_all, note)
+    assert told[0]["status"] == 200
+    for one in slow:
+        one.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
