@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from admin_stage import AdminStage
+from stage import until
 
 if TYPE_CHECKING:
     from harness import World
@@ -183,3 +184,24 @@ async def test_no_body_or_an_empty_one(any_world: World) -> None:
         assert (await stage.call("POST", "/installations/sync?force=1")).status_code == 422
         for owner in ("-", "a/b", "a" * 40, "a%00"):
             assert (await stage.call("POST", f"/owners/{owner}/accept")).status_code in {404, 422}
+
+
+async def test_a_login_is_the_same_in_any_case(world: World) -> None:
+    """GitHub spells an owner as its people do; that is no other owner, and no reason to drop anything."""
+    world.github.add_repository("Globex/tools")
+    world.github.install(world.app, "Globex")
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        key = await app.key("*/*")
+        token = await stage.issued(key, "globex/tools")
+        assert await _sync(stage) == {**SYNCED, "added": 1, "unchanged": 1}
+        assert await _sync(stage) == {**SYNCED, "unchanged": 2}
+        assert await stage.issued(key, "globex/tools") == token
+
+
+async def test_owners_in_use_are_looked_at_without_a_request(world: World) -> None:
+    async with world.inside(installation_ttl=4) as app:
+        await app.token(await app.key("acme/*"), "acme/widgets")
+        await app.token(await app.key("acme/*"), "acme/widgets")
+        world.github.clear_calls()
+        await until(lambda: world.github.count("installation") > 0, seconds=20)

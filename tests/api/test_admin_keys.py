@@ -390,3 +390,14 @@ async def test_a_revocation_between_read_and_hand_wins(any_world: World) -> None
         assert ended.status_code == 200
         go_on.set()
         assert await waiting == (401, "invalid_api_key")
+
+
+async def test_a_change_to_what_is_already_so_changes_nothing(world: World) -> None:
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        made = await stage.made("acme/*")
+        made.pop("key")
+        before = await stage.state()
+        answer = await stage.call("PATCH", f"/keys/{made['id']}", json={"name": "made"})
+        assert (answer.status_code, answer.json()) == (200, made)
+        assert await stage.state() == before

@@ -158,3 +158,22 @@ async def test_lists_page_through_what_the_key_covers(world: World) -> None:
             if cursor is None:
                 break
         assert found == [f"acme/svc-{number:03}" for number in range(130)]
+
+
+async def test_a_list_goes_on_with_the_first_of_githubs_next_page(world: World) -> None:
+    for number in range(150):
+        world.github.add_repository(f"acme/svc-{number:03}")
+    async with world.inside() as app:
+        key = await app.key("acme/svc-*")
+        found: list[str] = []
+        cursor = None
+        for _ in range(8):
+            query = {"limit": "49", **({"cursor": cursor} if cursor else {})}
+            answer = await app.http.get("/v1/github/repositories", headers=bearer(key), params=query)
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            found += [one["full_name"] for one in page["repositories"]]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                break
+        assert found == [f"acme/svc-{number:03}" for number in range(150)]

@@ -206,3 +206,22 @@ async def test_what_a_sync_says(world: World) -> None:
             }
             for answer, reason in zip((changed, removed), reasons, strict=True)
         ]
+
+
+async def test_what_the_end_of_one_token_says(world: World) -> None:
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        sha256 = sha256_of(await stage.issued(await app.key("acme/*"), "acme/widgets"))
+        body = {"token_sha256": sha256, "reason": "found in a gist"}
+        answer = await stage.call("POST", "/revocations", json=body)
+        call, each = await stage.events(event="token.revoked")
+        assert call == {
+            "event": "token.revoked",
+            "request_id": answer.headers["x-request-id"],
+            "client_ip": IP,
+            "key_id": key_id(stage.admin),
+            "key_name": "test",
+            "token_sha256": sha256,
+            "reason": "found in a gist",
+        }
+        assert (each["token_sha256"], each["reason"]) == (sha256, "found in a gist")

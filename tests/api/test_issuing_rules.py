@@ -165,6 +165,22 @@ async def test_a_slow_reply_makes_no_life_longer(world: World) -> None:
         assert (await app.token(key, "acme/widgets")).json()["token"] != first
 
 
+@pytest.mark.parametrize("skew_s", [-600.0, 600.0])
+async def test_a_refresh_is_due_by_githubs_clock(world: World, skew_s: float) -> None:
+    clock = on_hand_clock(world)
+    world.github.clock_skew_s = skew_s
+    async with world.inside(clock=clock, token_refresh_ahead=900) as app:
+        key = await app.key("acme/*")
+        first = (await app.token(key, "acme/widgets")).json()["token"]
+        clock.at += HOUR - 1000
+        assert (await app.token(key, "acme/widgets")).json()["token"] == first
+        await asyncio.sleep(0.1)
+        assert world.github.count("mint") == 1
+        clock.at += 150
+        assert (await app.token(key, "acme/widgets")).json()["token"] == first
+        await until(lambda: world.github.count("mint") == 2)
+
+
 # -- rules 3 and 5: one mint, one look-up ---------------------------------------------------------------
 
 

@@ -95,3 +95,10 @@ async def test_the_end_does_not_wait_for_what_github_refuses(world: World) -> No
         await until(lambda: world.github.count("revoke") > 1, seconds=20)  # in the background, again
         async with asyncio.timeout(20):
             await app.broker.ender.stop(within_s=60)
+
+
+async def test_a_late_revocation_is_tried_again(world: World) -> None:
+    world.github.faults.add(Fault(route="revoke", times=1, status=403))
+    async with world.inside() as app:
+        token = await _overtaken_mint(world, app)
+        await until(lambda: world.github.tokens[token].revoked, seconds=20)
