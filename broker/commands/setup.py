@@ -89,7 +89,7 @@ def command(
         raise click.UsageError(f"{kubernetes_secret} is no name of a Secret")
     # The addresses that are asked hold a code that is worth the app's key for a moment.
     logging.disable(logging.CRITICAL)
-    keeping = Keeping(output, place, kubernetes_secret=kubernetes_secret, force=force)
+    keeping = Keeping(output, place, kubernetes_secret=kubernetes_secret, force=force, manual=manual)
     try:
         keeping.prepare()
     except SetupError as error:
@@ -148,10 +148,7 @@ async def _by_hand(wish: Wish, keeping: Keeping) -> None:
     setup = Setup(wish, keeping.keep)
     # An address that nothing listens on: the browser shows it all the same, and no proxy gets to see it.
     redirect = f"http://127.0.0.1:{secrets.randbelow(10_000) + 50_000}/made"
-    carried = keeping.folder / "setup.html"
-    carried.unlink(missing_ok=True)
-    carried.touch(mode=0o600, exist_ok=False)
-    carried.write_text(page_to_carry(setup, redirect))
+    carried = keeping.carry(page_to_carry(setup, redirect))
     try:
         click.echo(
             f"1. Take {carried} to a machine with a browser, open it and go through with it.\n"

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,9 @@ from broker.settings import GitHubPlace
 
 _ENV: Final = (".env", "app.pem", "webhook-secret", ".gitignore")
 _KUBERNETES: Final = ("secret.yaml", "values.yaml", ".gitignore")
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+CARRIED: Final = "setup.html"
+"""The page that ``--manual`` has carried to a browser; deleted in the end."""
 
 
 class Keeping:
@@ -25,23 +29,33 @@ class Keeping:
         place: which GitHub.
         kubernetes_secret: name of a Secret to write manifests of, instead of what ``broker`` reads.
         force: write over what is there.
+        manual: a page lies there for a while, too.
     """
 
     def __init__(
-        self, folder: Path, place: GitHubPlace, *, kubernetes_secret: str | None, force: bool
+        self,
+        folder: Path,
+        place: GitHubPlace,
+        *,
+        kubernetes_secret: str | None,
+        force: bool,
+        manual: bool = False,
     ) -> None:
         self.folder = folder
         self.kubernetes_secret = kubernetes_secret
         self._place = place
         self._force = force
+        self._manual = manual
 
     def prepare(self) -> None:
         """Find out now, and not when the secrets are there, whether they can be written.
 
         Raises:
-            SetupError: they cannot, or would write over something.
+            SetupError: they cannot, would write over something, or others could change them.
         """
         names = _ENV if self.kubernetes_secret is None else _KUBERNETES
+        if self._manual:
+            names = (*names, CARRIED)
         taken = [name for name in names if os.path.lexists(self.folder / name) and name != ".gitignore"]
         if taken and not self._force:
             raise SetupError(
@@ -50,11 +64,31 @@ class Keeping:
             )
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.stat()
+            if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
+                # Whoever can write to it could put a key of their own in the place of the app's.
+                raise SetupError(
+                    f"{self.folder} belongs to another user, or others may write to it. Choose another "
+                    "--output, or take it over (chown, chmod go-w)"
+                )
             probe = self.folder / f".setup-{secrets.token_hex(8)}"
             _write(probe, "", force=False)
             probe.unlink()
         except OSError as error:
             raise SetupError(f"{self.folder} cannot be written to: {error.strerror}") from None
+
+    def carry(self, text: str) -> Path:
+        """Write the page that is carried to a browser; return where it is.
+
+        Raises:
+            SetupError: it could not be written.
+        """
+        path = self.folder / CARRIED
+        try:
+            _write(path, text, force=self._force)
+        except OSError as error:
+            raise SetupError(f"{path} could not be written: {error.strerror}") from None
+        return path
 
     def keep(self, new: NewApp) -> list[Path]:
         """Write it all, the private key first; return the files.

@@ -1,5 +1,6 @@
 """`broker setup` refuses what cannot end well before it opens anything."""
 
+import os
 from pathlib import Path
 from typing import Self
 
@@ -50,6 +51,47 @@ def test_nothing_is_written_over(folder: Path, name: str) -> None:
     assert done.exit_code == 2
     assert f"{name}: there already" in done.output
     assert [path.name for path in kept.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_page_of_somebody_else_is_not_deleted(folder: Path, kind: str) -> None:
+    page = folder / "setup.html"
+    if kind == "file":
+        page.write_text("somebody's")
+    else:
+        page.symlink_to(folder / "elsewhere")
+    done = CliRunner().invoke(cli, ["setup", "--manual", "--output", str(folder)], input="\n")
+    assert (done.exit_code, "setup.html: there already" in done.output) == (2, True), done.output
+    assert [path.name for path in folder.iterdir()] == ["setup.html"]
+    assert page.is_symlink() or page.read_text() == "somebody's"
+
+
+def test_a_page_that_appears_meanwhile_stays(folder: Path) -> None:
+    keeping = Keeping(folder, settings.GitHubPlace(), kubernetes_secret=None, force=False, manual=True)
+    keeping.prepare()
+    (folder / "setup.html").write_text("somebody's")
+    with pytest.raises(SetupError, match="could not be written"):
+        keeping.carry("ours")
+    assert (folder / "setup.html").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_a_folder_that_others_write_to_is_refused(folder: Path, mode: int) -> None:
+    shared = folder / "shared"
+    shared.mkdir()
+    shared.chmod(mode)
+    done = CliRunner().invoke(cli, ["setup", "--no-browser", "--output", str(shared)])
+    assert (done.exit_code, "others may write to it" in done.output) == (2, True), done.output
+    assert list(shared.iterdir()) == []
+
+
+def test_a_folder_of_another_user_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeping = Keeping(folder, settings.GitHubPlace(), kubernetes_secret=None, force=False)
+    keeping.prepare()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(SetupError, match="belongs to another user"):
+        keeping.prepare()
 
 
 def new_app(*, webhook_secret: str | None = None) -> NewApp:
