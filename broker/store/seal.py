@@ -221,7 +221,11 @@ class Sealer:
 
 
 def open_data_keys(
-    copies: Sequence[Mapping[str, bytes]], store_id: bytes, keks: Sequence[KeyEncryptionKey]
+    copies: Sequence[Mapping[str, bytes]],
+    store_id: bytes,
+    keks: Sequence[KeyEncryptionKey],
+    *,
+    least: int = 0,
 ) -> dict[int, bytes]:
     """Return every data key that a configured KEK can open.
 
@@ -229,12 +233,15 @@ def open_data_keys(
         copies: the places where wraps lie; one that is damaged in one place may be whole in another.
         store_id: the store's.
         keks: the configured ones.
+        least: data keys with a lower number are left closed: a reseal has dropped them.
 
     Raises:
         SealError: a data key that no configured KEK opens; the text names the fingerprints that would.
     """
     opened: dict[int, bytes] = {}
     for number, fingerprints in wrap_numbers({name: b"" for copy in copies for name in copy}).items():
+        if number < least:
+            continue
         for kek, copy in itertools.product(keks, copies):
             with contextlib.suppress(KeyError, SealError):
                 opened[number] = kek.unwrap(number, copy[kek.field(number)], store_id)

@@ -122,6 +122,7 @@ class SealedStore:
     def __init__(self, backend: Backend, keks: Sequence[KeyEncryptionKey]) -> None:
         self._backend = backend
         self._keks = tuple(keks)
+        self._former: tuple[KeyEncryptionKey, ...] = ()
         self._sealer: Sealer | None = None
         self._store_id: bytes | None = None
         self._me = f"w:{secrets.token_hex(8)}"
@@ -129,6 +130,8 @@ class SealedStore:
         self._versions: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._adopted_at = 0.0
         self._data_keys: bytes | None = None
+        self._least_data_key = 0
+        self._dropped: set[int] = set()
         self._mended: bytes | None = None
         self._quiet_until = 0.0
         self._warned = False
@@ -215,7 +218,9 @@ class SealedStore:
                         "this is another store than the one this process has seen; if that is meant, run "
                         "`broker store adopt`"
                     )
-                data_keys = open_all(state, store_id, self._keks)
+                least = self._least_data_key if self._store_id == store_id and adopted_at is None else 0
+                data_keys = open_all(state, store_id, self._opening, least=least)
+                self._warn_of_dropped(state, least)
                 sealer = Sealer(store_id, data_keys)
                 if self._store_id not in {None, store_id}:
                     self._memory = Memory()
@@ -234,11 +239,33 @@ class SealedStore:
                 self._mended = state.fields.get(MENDED)
             self._store_id = store_id
             self._sealer = sealer
+            self._former = ()
+            self._least_data_key = min(data_keys)
             self._data_keys = state.fields.get(DATA_KEYS)
             if self.health is not StoreHealth.OK:
                 _log.info("store attached", extra={"store_id": store_id.decode("ascii", "replace")})
             self.health = StoreHealth.OK
             self.answered_once = True
+
+    @property
+    def _opening(self) -> tuple[KeyEncryptionKey, ...]:
+        """The keys that may open the store: until it is attached, those configured before as well."""
+        return (*self._keks, *self._former)
+
+    def _warn_of_dropped(self, state: State, least: int) -> None:
+        """Tell, once, of data keys that are in the store again after a reseal had dropped them.
+
+        Somebody who has such a key and has kept a wrap of it could forge records with it.
+        """
+        numbers = wrap_numbers({**state.fields, **state.key_wraps})
+        dropped = {number for number in numbers if number < least}
+        if dropped - self._dropped:
+            _log.critical(
+                "data keys that a reseal dropped are in the store again; they open nothing. If it went back, "
+                "run `broker store reseal` again",
+                extra={"numbers": sorted(dropped), "least": least},
+            )
+        self._dropped = dropped
 
     async def _create(self) -> None:
         if self._store_id is not None:
@@ -268,7 +295,7 @@ class SealedStore:
         if it was made after the one that this process knows, and about when it last read the store or later.
         """
         found = 0.0
-        for kek in self._keks:
+        for kek in self._opening:
             with contextlib.suppress(KeyError, SealError):
                 found = max(found, kek.adopted_at(fields[kek.adoption], store_id))
         if self._store_id is None:
@@ -422,19 +449,19 @@ class SealedStore:
         configured key opened the store so far, one of these may.
 
         Raises:
-            StoreError: there is no telling whether all have a wrap; the old ones stay: call it again.
+            StoreError: there is no telling whether all have a wrap; the old ones count on: call it again.
         """
         if self._sealer is None:
+            # Until it is attached the old ones open the store too; they get no wrap any more.
+            former = (*self._former, *self._keks)
             self._keks = tuple(keks)
+            self._former = tuple(kek for kek in former if kek not in keks)
             await self._attach()
             return
         store_id, _ = self._attached()
         state = await self._backend.load()
         copies = (state.fields, state.key_wraps)
-        try:
-            data_keys = open_data_keys(copies, store_id, (*self._keks, *keks))
-        except SealError as error:
-            raise StoreLostError(f"no configured key opens the store: {error}") from error
+        data_keys = open_all(state, store_id, (*self._keks, *keks), least=self._least_data_key)
         missing = {
             kek.field(number): kek.wrap(number, data_key, store_id)
             for number, data_key in data_keys.items()
@@ -1104,14 +1131,16 @@ def _epoch(state: State) -> int:
         raise StoreLostError("the store's epoch is not a number") from None
 
 
-def open_all(state: State, store_id: bytes, keks: Sequence[KeyEncryptionKey]) -> dict[int, bytes]:
-    """Return all data keys.
+def open_all(
+    state: State, store_id: bytes, keks: Sequence[KeyEncryptionKey], *, least: int = 0
+) -> dict[int, bytes]:
+    """Return all data keys from number ``least`` on.
 
     Raises:
         StoreLostError: one that no configured key opens.
     """
     try:
-        return open_data_keys((state.fields, state.key_wraps), store_id, keks)
+        return open_data_keys((state.fields, state.key_wraps), store_id, keks, least=least)
     except SealError as error:
         raise StoreLostError(f"no configured key opens the store: {error}") from error
 
