@@ -185,11 +185,14 @@ class Snapshot(Protocol):
         now: store time, Unix seconds.
         gh_offset: seconds to add to store time for GitHub's clock.
         epoch: grows with everything that narrows what may be handed out.
+        generation: changes when the store may have lost what this process saw written: after an outage, a
+            failover, an adoption. Of this process alone.
     """
 
     now: float
     gh_offset: float
     epoch: int
+    generation: int
 
     @property
     def scope_id(self) -> str | None:
@@ -379,6 +382,7 @@ class Doomed:
 
     Attributes:
         token: None if the register has it no more, or it does not open.
+        unreadable: it is there and does not open: it may live, and nobody can end it.
         matches: whether it reaches what was ended; if not, it is only taken out of the outbox.
         expires_at: Unix seconds, the store's clock.
         by: who ended it; ``reason`` why; ``request_id`` in which request.
@@ -390,6 +394,7 @@ class Doomed:
     matches: bool
     owner: str
     expires_at: float
+    unreadable: bool = False
     by: str = ""
     reason: str = ""
     request_id: str = ""

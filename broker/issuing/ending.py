@@ -216,7 +216,7 @@ class Ender:
             with contextlib.suppress(StoreError):
                 doomed = await self._store.doomed(part, limit=2 * _ASKED_AT_MOST)
                 for one in doomed:
-                    told.tell(one, Fate.PENDING if one.matches else Fate.SPARED)
+                    told.tell(one, Fate.PENDING if one.matches or one.unreadable else Fate.SPARED)
                 if len(doomed) < 2 * _ASKED_AT_MOST:
                     # Not in the outbox any more: another process was faster. Where a condition decided,
                     # nobody can tell now what became of them: not counted, rather than said to be dead.
@@ -229,13 +229,18 @@ class Ender:
     async def _end_all(self, doomed: Sequence[Doomed], tell: Callable[[Doomed, Fate], None]) -> float | None:
         """Have tokens die; return in how many seconds those that did not are worth another try, or None."""
         # Not in reach, or expired and gone from the register: nothing to do at GitHub.
-        spared = [one for one in doomed if one.token is None or not one.matches]
+        spared = [one for one in doomed if not (one.matches or one.unreadable)]
         for start in range(0, len(spared), _BATCH):
             part = spared[start : start + _BATCH]
             with contextlib.suppress(StoreError):
                 await self._store.settle([(one, None) for one in part])
             for one in part:
                 tell(one, Fate.SPARED)
+        # There, but it does not open: it may live. It is told, and stays in the outbox until it has expired.
+        unreadable = [one for one in doomed if one.unreadable]
+        for one in unreadable:
+            self._meter.revoked(Fate.FAILED)
+            tell(one, Fate.FAILED)
         waits: dict[str, float] = {}
         fates = await asyncio.gather(
             *(
@@ -245,7 +250,7 @@ class Ender:
             )
         )
         if all(fate is Fate.REVOKED for fate in fates):
-            return None
+            return _POLL_S if unreadable else None
         if Fate.FAILED in fates or not waits:
             return _RETRY_S
         return min(_POLL_S, max(_RETRY_S, min(waits.values())))

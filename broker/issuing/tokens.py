@@ -134,7 +134,7 @@ class Issuer:
         self._limits = limits
         self._auditor = auditor
         self._settings = settings
-        self._handed: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._handed: OrderedDict[tuple[str, str, int], None] = OrderedDict()
         self._strangers = Strangers()
 
     # -- who asks --------------------------------------------------------------------------------
@@ -324,7 +324,8 @@ class Issuer:
     async def _hand(
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
     ) -> HandResult:
-        name = (token.sha256, grant.key_id)
+        # A store that may have gone back may have lost who was handed what: then HAND writes it again.
+        name = (token.sha256, grant.key_id, seen.generation)
         if (
             cached
             and name in self._handed

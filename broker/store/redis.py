@@ -343,6 +343,7 @@ class RedisBackend:
             scripts.HAND,
             ("S", "K", f"R:{sha}", f"KT:{key_id}", "A"),
             (store_id, epoch, sha, key_id, self._max_events, *_event(audit)),
+            replicated=True,  # a key that is revoked takes along what it was handed, also after a failover
         )
 
     async def acquire(self, args: AcquireArgs) -> AcquireReply:

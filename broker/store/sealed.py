@@ -141,6 +141,7 @@ class SealedStore:
         self._renewing = asyncio.Lock()
         self._read_now = 0.0
         self._read_at = 0.0
+        self._generation = 0
         self._trouble: StoreError = StoreUnavailableError("the store has not answered yet")
         self.health = StoreHealth.DOWN
         self.answered_once = False
@@ -306,6 +307,7 @@ class SealedStore:
     def _adopt(self, adopted_at: float) -> None:
         """Believe what the store holds, also where it is older than what this process has seen."""
         self._adopted_at = adopted_at
+        self._generation += 1
         self._versions.clear()
         _log.warning("store adopted by an operator", extra={"adopted_at": adopted_at})
 
@@ -354,6 +356,7 @@ class SealedStore:
     def _wait_for_others(self, mended: bytes | None) -> None:
         """Serve nobody for some seconds: other processes have to write again what they acknowledged."""
         self._mended = mended
+        self._generation += 1
         self._quiet_until = asyncio.get_running_loop().time() + _OTHERS_MEND_S
 
     async def _write_again(self, what: What, store_id: bytes, sealer: Sealer) -> int:
@@ -415,6 +418,8 @@ class SealedStore:
                 health,
                 extra={"cause": str(error)},
             )
+        if self.health in {StoreHealth.OK, StoreHealth.READ_ONLY}:
+            self._generation += 1  # when it is back, it may lack its last moment
         self.health = health
         self._trouble = error
         if health is StoreHealth.LOST:
@@ -530,7 +535,9 @@ class SealedStore:
             keys=(query.key_id,) if query.key_id else (),
             strings=reach.strings if reach else (),
         )
-        return _Read(self, view, query, reach=reach, sealer=sealer, asked_at=asked_at)
+        return _Read(
+            self, view, query, reach=reach, sealer=sealer, asked_at=asked_at, generation=self._generation
+        )
 
     async def _view(
         self, *, fields: tuple[str, ...], keys: tuple[str, ...] = (), strings: tuple[str, ...] = ()
@@ -950,6 +957,7 @@ class SealedStore:
             only=entry.only,
             token=token,
             matches=token is not None and _matches(entry, token),
+            unreadable=token is None and entry.blob is not None,
             owner=entry.owner,
             expires_at=entry.expires_at,
             by=str(note.get("by", "")),
@@ -1208,6 +1216,7 @@ class _Read:
         "_store",
         "_view",
         "epoch",
+        "generation",
         "gh_offset",
         "now",
     )
@@ -1221,6 +1230,7 @@ class _Read:
         reach: _Reach | None,
         sealer: Sealer,
         asked_at: float,
+        generation: int,
     ) -> None:
         self._store = store
         self._asked_at = asked_at
@@ -1233,6 +1243,7 @@ class _Read:
         self.now = view.now
         self.gh_offset = view.gh_offset
         self.epoch = view.epoch
+        self.generation = generation
 
     @property
     def scope_id(self) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id, sha256_of
+from stage import until, wrap_backend
 
 from broker.model import Target, TargetKind
 from broker.ports import EndKind
@@ -299,3 +301,31 @@ async def test_a_token_that_two_endings_reach_is_told_once(any_world: World) -> 
         answer = await stage.call("POST", "/revocations", json={"owner": "acme", "reason": "x"})
         assert answer.json() == {**NOTHING, "revoked": 1}
         assert not stage.alive(token)
+
+
+@pytest.mark.parametrize("spoilt", [b"\x01\x00\x01 not a token of this broker", None])
+async def test_a_token_that_does_not_open_is_told_and_kept(
+    any_world: World, caplog: pytest.LogCaptureFixture, spoilt: bytes | None
+) -> None:
+    """What is in the outbox and cannot be read may live; what the register has no more has expired."""
+    async with any_world.inside() as app:
+        stage, _, tokens = await _staged(any_world, app)
+        backend = app.broker.store._backend
+        sha = sha256_of(tokens["gadgets"])
+
+        async def outbox(shas: Any, *, limit: int) -> Any:
+            found = await backend.outbox(shas, limit=limit)
+            return tuple(replace(one, blob=spoilt) if one.sha == sha else one for one in found)
+
+        wrap_backend(app, outbox=outbox)
+        answer = await stage.call("POST", "/revocations", json={"owner": "acme", "reason": "leaked"})
+        told = answer.json()
+        assert (told["revoked"], told["failed"]) == (3, 0 if spoilt is None else 1)
+        assert stage.alive(tokens["gadgets"])
+        assert [one["token_sha256"] for one in told["remaining"]] == ([] if spoilt is None else [sha])
+        assert ("registered token was refused" in caplog.text) is (spoilt is not None)
+        app.broker.store._backend = backend
+        assert [one.sha for one in await backend.outbox(None, limit=9)] == ([] if spoilt is None else [sha])
+        if spoilt is not None:  # readable again: it dies
+            app.broker.ender._wake.set()
+            await until(lambda: not stage.alive(tokens["gadgets"]), seconds=30)

@@ -422,3 +422,36 @@ async def test_who_alone_begins_anew(any_world: World, raw: Raw) -> None:
         await stays_away(app, key)
         assert (await adopted(any_world)).empty
         await serves(app, key, UNKNOWN)
+
+
+@pytest.mark.parametrize("noticed", ["epoch", "outage", "adopted"])
+async def test_what_a_lost_hand_out_gave_dies_with_its_key(any_world: World, raw: Raw, noticed: str) -> None:
+    """A token went to a key a moment before a failover: the register has to learn of it again."""
+    async with any_world.inside() as app:
+        stage = await AdminStage.of(any_world, app)
+        first, key = await app.key("acme/*"), await app.key("acme/*")
+        token = await stage.issued(first, "acme/widgets")
+        raw.copy("older")
+        assert await stage.issued(key, "acme/widgets") == token
+        store = app.broker.store
+        if noticed == "epoch":  # something else was lost with it
+            await stage.call("PUT", "/blocks/acme/gadgets", json={"reason": "drill"})
+        raw.restore("older")
+        if noticed == "outage":
+            store._detach(StoreUnavailableError("the primary is gone"))
+        elif noticed == "adopted":
+            await adopted(any_world)
+            before = store._generation
+            await until(lambda: store._generation > before)
+
+        async def served() -> bool:
+            return await answers(app, key) == OK
+
+        await until(served, seconds=30)
+        if noticed == "epoch":
+            await answers(app, key)  # sees it, at the latest now
+            await until(served, seconds=30)
+        assert await stage.issued(key, "acme/widgets") == token
+        answer = await stage.call("DELETE", f"/keys/{key_id(key)}?tokens=revoke")
+        assert (answer.status_code, answer.json()["revoked"]) == (200, 1)
+        assert not stage.alive(token)

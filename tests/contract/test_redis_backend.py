@@ -850,6 +850,9 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         assert (await backend.acquire(acquiring())).verdict == "lead"
         assert "replicas must confirm" in await unavailable(backend.commit(committing()))
         for decision in (
+            # Once for the hand-out, and once for whoever asks again because of that answer.
+            backend.hand(store_id=ID, epoch=7, sha=SHA, key_id="key-1", audit=row("token.issued")),
+            backend.hand(store_id=ID, epoch=7, sha=SHA, key_id="key-1", audit=row("token.issued")),
             backend.end(ending(reach="all")),
             backend.write_key(keying(expected=b"sealed key", kill=b"note")),
             backend.settle(ID, [(SHA, "", row("token.revoked"))]),
