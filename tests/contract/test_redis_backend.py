@@ -849,10 +849,11 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         assert await backend.gate("g", 10)
         assert (await backend.acquire(acquiring())).verdict == "lead"
         assert "replicas must confirm" in await unavailable(backend.commit(committing()))
+        epoch = (await backend.read(Want())).epoch
         for decision in (
             # Once for the hand-out, and once for whoever asks again because of that answer.
-            backend.hand(store_id=ID, epoch=7, sha=SHA, key_id="key-1", audit=row("token.issued")),
-            backend.hand(store_id=ID, epoch=7, sha=SHA, key_id="key-1", audit=row("token.issued")),
+            backend.hand(store_id=ID, epoch=epoch, sha=SHA, key_id="key-1", audit=row("token.issued")),
+            backend.hand(store_id=ID, epoch=epoch, sha=SHA, key_id="key-1", audit=row("token.issued")),
             backend.end(ending(reach="all")),
             backend.write_key(keying(expected=b"sealed key", kill=b"note")),
             backend.settle(ID, [(SHA, "", row("token.revoked"))]),
@@ -860,6 +861,7 @@ async def test_a_decision_counts_when_replicas_have_it(tmp_path: Path, connect: 
         ):
             assert "replicas must confirm" in await unavailable(decision, within_s=2.5)
         assert len(await backend.hooks(limit=9)) == 1
+        assert len((await backend.audit(AuditWant(event="token.issued"))).rows) == 1
         assert epoch_of((await backend.read(Want(fields=("m:all",)))).fields["m:all"]) > began
         # The write stands and may be repeated.
         assert (await backend.read(Want(keys=("key-2",)))).keys["key-2"] == b"sealed key"
