@@ -1,6 +1,8 @@
 """`broker setup` refuses what cannot end well before it opens anything."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +17,13 @@ from broker.github.manifest import LONGEST_NAME, manifest, parse_webhook_url
 from broker.model import App, NewApp, Secret
 from broker.setup.flow import Setup, Wish
 from broker.setup.keeping import Keeping
+
+
+@pytest.fixture(autouse=True)
+def _logs_come_back() -> Iterator[None]:
+    """The command switches the logs of its process off; here the process goes on."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
