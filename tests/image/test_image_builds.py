@@ -133,6 +133,7 @@ def test_the_image_holds_no_emulated_github_and_says_so(image: Image) -> None:
     (packages,) = (image.top / "opt" / "broker" / "lib").glob("python3*/site-packages")
     assert (packages / "broker" / "web").is_dir()
     assert not (packages / "broker" / "sandbox").exists()
+    assert list((packages / "broker" / "client_wheels").glob("broker_cli-*.whl")), "no client to hand out"
     assert not list(packages.glob("pytest*"))
     done = subprocess.run(
         [str(image.top / "opt/broker/bin/broker"), "demo"], capture_output=True, text=True, check=False
