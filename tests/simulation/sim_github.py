@@ -271,7 +271,7 @@ class GitHubLine:
         await self._call(lambda _: self._github.revoke(token))
 
     async def installation_repositories(self, token: Secret, *, page: int) -> RepositoryPage:
-        raise NotImplementedError
+        raise AssertionError("no story lists repositories")
 
     async def probe_git(self, token: Secret, repository: str) -> bool:
         return True
