@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from e2e_chaos_ledger import Ledger, Window, change_at_github
-from e2e_mount import Mount
 from e2e_relay import Relay
 from harness import Service, World
+from mount import Mount
 from servers import RedisServer
 
 from broker.sandbox.github import EmulatedInstallation, Fault, Hook

@@ -24,9 +24,9 @@ from e2e_chaos_ledger import (
 )
 from e2e_chaos_people import BUSY, STEADY, People
 from e2e_chaos_weather import ASKED, TRACKS, Weather, blow, plan
-from e2e_mount import Mount
 from e2e_relay import Relay
 from harness import World
+from mount import Mount
 from servers import RedisServer, running
 
 from broker.access.keys import generate

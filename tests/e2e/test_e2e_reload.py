@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 from e2e_callers import ask, callers, settled, until
-from e2e_mount import Mount
 from harness import Service, World, bearer
+from mount import Mount
 from servers import certificate
 
 from broker.access.keys import generate

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from mount import Mount
 from servers import certificate
 
 from broker import settings as broker_settings
@@ -45,21 +46,10 @@ class Stage:
     taken: list[Settings] = field(default_factory=list)
     contexts: list[ssl.SSLContext] = field(default_factory=list)
     trouble: Exception | None = None
-    _version: int = 0
+    mount: Mount = field(init=False)
 
-    def swap(self, **files: str) -> None:
-        """Put all files of a new version there in one step: ``..data`` points to another folder then."""
-        self._version += 1
-        version = self.folder / f"..version-{self._version}"
-        version.mkdir()
-        for name, text in files.items():
-            (version / name).write_text(text)
-            link = self.folder / name
-            if not link.is_symlink():
-                link.symlink_to(Path("..data") / name)
-        fresh = self.folder / "..data_tmp"
-        fresh.symlink_to(version.name)
-        fresh.rename(self.folder / "..data")
+    def __post_init__(self) -> None:
+        self.mount = Mount(self.folder)
 
     async def _use(self, settings: Settings) -> None:
         if self.trouble is not None:
@@ -79,7 +69,9 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stage:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     found = Stage(tmp_path)
-    found.swap(key=OLD, hook="one", admin=generate()[0].reveal(), kek=base64.b64encode(bytes(32)).decode())
+    found.mount.put(
+        key=OLD, hook="one", admin=generate()[0].reveal(), kek=base64.b64encode(bytes(32)).decode()
+    )
     monkeypatch.setenv("BROKER_GITHUB_CLIENT_ID", "Iv23liAAAA")
     monkeypatch.setenv("BROKER_GITHUB_PRIVATE_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("BROKER_GITHUB_WEBHOOK_SECRET_FILE", str(tmp_path / "hook"))
@@ -93,7 +85,7 @@ async def test_a_swapped_mount_is_taken_over_whole(stage: Stage) -> None:
     await stage.watch.look()
     assert stage.taken == []
     admin, kek = generate()[0].reveal(), base64.b64encode(bytes(range(32))).decode()
-    stage.swap(key=f"{NEW}\n{OLD}", hook="two,one", admin=admin, kek=kek)
+    stage.mount.put(key=f"{NEW}\n{OLD}", hook="two,one", admin=admin, kek=kek)
     await stage.watch.look()
     (taken,) = stage.taken
     assert len(taken.private_keys()) == 2
@@ -142,7 +134,7 @@ async def test_what_cannot_be_used_changes_nothing_and_is_told_once(
 
 
 async def test_a_change_between_the_start_and_the_first_look_is_noticed(stage: Stage) -> None:
-    stage.swap(
+    stage.mount.put(
         key=NEW,
         hook="one",
         admin=(stage.folder / "admin").read_text(),

@@ -9,7 +9,7 @@ class Mount:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self._versions = itertools.count()
 
     def put(self, **files: str) -> None:
