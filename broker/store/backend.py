@@ -7,12 +7,13 @@ Values whose age counts begin with their epoch: marks are ``<epoch>:<unix second
 All times that cross this port are Unix seconds (float) of the store's clock unless named ``_ms``.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from broker.ports import Counts
+from broker.store.batch import Batcher
 
 LEASE_MS = 5000
 END_SLACK_S = 60.0
@@ -54,14 +55,16 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What one atomic read found; absent entries are absent from the maps.
+    """What one atomic read found, for all whose wants it answers; absent entries are absent from the maps.
 
     Attributes:
+        sent_at: loop time at which the store was asked: what was written before that is in here.
         now: store time.
         store_id: ``id`` of ``S``, None if there is none.
         keys_id: ``!`` of ``K``, None if there is none.
     """
 
+    sent_at: float
     now: float
     store_id: bytes | None
     keys_id: bytes | None
@@ -337,7 +340,12 @@ class Backend(Protocol):
 
     No method outlives its deadline (1 s for hot verbs); a timeout or cancellation in the middle of a
     conversation closes that connection.
+
+    Attributes:
+        reads: merges what ``read`` is asked for.
     """
+
+    reads: Batcher[Want, View]
 
     async def connect(self) -> None:
         """Connect, or raise; may be called again after a failure or loss."""
@@ -389,8 +397,11 @@ class Backend(Protocol):
         """Delete ``dk:`` fields from ``S`` and ``K`` if the store is still this one."""
         ...
 
-    async def read(self, want: Want) -> View:
-        """READ, merged with what other tasks want in the same loop turn."""
+    def read(self, want: Want) -> Awaitable[View]:
+        """READ, merged with what other tasks want in the same loop turn: they get one view.
+
+        To be awaited at once.
+        """
         ...
 
     async def hand(self, *, store_id: bytes, epoch: int, sha: str, key_id: str, audit: Row) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import copy
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import perf_counter
 from typing import Final, Generic, TypeVar
 
 from broker.errors import StoreError, StoreUnavailableError
@@ -27,6 +28,9 @@ class Batcher(Generic[Item, Reply]):
         deadline_s: how long the oldest item of a batch may have waited when its batch is given up.
         max_batch: most items of one batch.
         max_waiting: with so many items queued, further ones are refused.
+
+    Attributes:
+        told: called after each batch with its seconds, and with what kept its answer away.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Batcher(Generic[Item, Reply]):
         self._deadline_s = deadline_s
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self.told: Callable[[float, BaseException | None], None] = _to_nobody
         self._waiting: deque[tuple[Item, asyncio.Future[Reply], float]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -51,7 +56,9 @@ class Batcher(Generic[Item, Reply]):
             StoreUnavailableError: too many wait already, or (awaited) no answer within the deadline.
         """
         if len(self._waiting) >= self._max_waiting:
-            raise StoreUnavailableError("too many calls wait for the store")
+            error = StoreUnavailableError("too many calls wait for the store")
+            self.told(0.0, error)
+            raise error
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Reply] = loop.create_future()
         self._waiting.append((item, future, loop.time() + self._deadline_s))
@@ -81,15 +88,20 @@ class Batcher(Generic[Item, Reply]):
         items, futures, until = self._next()
         if not items:
             return
+        began = perf_counter()
+        trouble: BaseException | None = None
         try:
             async with asyncio.timeout_at(until):
                 replies = await self._run(items, until)
         except TimeoutError:
-            _fail(futures, StoreUnavailableError(f"no answer from the store in {self._deadline_s:g} s"))
-        except asyncio.CancelledError:
+            trouble = StoreUnavailableError(f"no answer from the store in {self._deadline_s:g} s")
+            _fail(futures, trouble)
+        except asyncio.CancelledError as error:
+            trouble = error
             _fail(futures, StoreUnavailableError("the store is closed"))
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to those who wait for it
+            trouble = error
             _fail(futures, error)
         else:
             for future, reply in zip(futures, replies, strict=True):
@@ -97,6 +109,8 @@ class Batcher(Generic[Item, Reply]):
                     _fail([future], reply)
                 elif not future.done():
                     future.set_result(reply)
+        finally:
+            self.told(perf_counter() - began, trouble)
 
     def _next(self) -> tuple[list[Item], list[asyncio.Future[Reply]], float]:
         """Take the next batch; who does not wait any more is left out."""
@@ -110,6 +124,10 @@ class Batcher(Generic[Item, Reply]):
                 items.append(item)
                 futures.append(future)
         return items, futures, until
+
+
+def _to_nobody(seconds: float, trouble: BaseException | None) -> None:
+    del seconds, trouble
 
 
 def _fail(futures: Sequence[asyncio.Future[Reply]], error: Exception) -> None:

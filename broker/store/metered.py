@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, cast
 
 from broker.errors import BrokerError, StoreError
@@ -39,22 +40,31 @@ class _Metered:
 
         async def measured(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - as the step has it
             began = now()
+            trouble: BaseException | None = None
             try:
-                answer = await step(*arguments, **named)
-            except StoreError:
-                told(name, now() - began, UNAVAILABLE)
+                return await step(*arguments, **named)
+            except BaseException as error:
+                trouble = error
                 raise
-            except (BrokerError, asyncio.CancelledError):
-                raise  # what was asked makes no sense, or who asked has gone: not the store's trouble
-            except Exception:
-                told(name, now() - began, UNEXPECTED)
-                raise
-            told(name, now() - began, None)
-            return answer
+            finally:
+                _tell(told, name, now() - began, trouble)
 
         return measured
 
 
+def _tell(told: OnStep, step: str, seconds: float, trouble: BaseException | None) -> None:
+    match trouble:
+        case None:
+            told(step, seconds, None)
+        case StoreError():
+            told(step, seconds, UNAVAILABLE)
+        case BrokerError() | asyncio.CancelledError():
+            pass  # what was asked makes no sense, or who asked has gone: not the store's trouble
+        case Exception():
+            told(step, seconds, UNEXPECTED)
+
+
 def metered(backend: Backend, told: OnStep) -> Backend:
-    """Return ``backend``, with ``told`` called after each of its steps."""
+    """Return ``backend``, with ``told`` called after each of its steps; reads are told by the batch."""
+    backend.reads.told = partial(_tell, told, "read")
     return cast("Backend", _Metered(backend, told))

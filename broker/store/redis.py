@@ -9,7 +9,7 @@ loop turn wants into one round trip and bounds its time.
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from broker.errors import InvalidRequestError, StoreUnavailableError
@@ -100,7 +100,7 @@ class RedisBackend:
         self._list_link = Link(primary)
         self._beat_at = -math.inf
         self._beat_on = -1
-        self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
+        self.reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
         self._writes: Batcher[Unit, Any] = Batcher(self._write_batch, deadline_s=deadline_s)
         long_s = _LONG_DEADLINES * deadline_s
         self._ends: Batcher[Unit, Any] = Batcher(self._end_batch, deadline_s=long_s)
@@ -119,7 +119,7 @@ class RedisBackend:
 
     async def close(self) -> None:
         """Close all; idempotent."""
-        for batcher in (self._reads, self._writes, self._ends, self._lists):
+        for batcher in (self.reads, self._writes, self._ends, self._lists):
             await batcher.close()
         for link in (self._read_link, self._write_link, self._end_link, self._list_link):
             await link.close()
@@ -254,12 +254,13 @@ class RedisBackend:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def read(self, want: Want) -> View:
+    def read(self, want: Want) -> Awaitable[View]:
         """READ: everything that this loop turn wants, in one transaction and one round trip."""
-        return await self._reads.submit(want)
+        return self.reads.submit(want)
 
     async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
         # dict.fromkeys: a set that keeps the order, so that a reply's place says whose it is.
+        sent_at = asyncio.get_running_loop().time()
         fields = tuple(dict.fromkeys((*STATE_FIELDS, *(name for want in wants for name in want.fields))))
         keys = tuple(dict.fromkeys(("!", *(key for want in wants for key in want.keys))))
         strings = tuple(dict.fromkeys(name for want in wants for name in want.strings))
@@ -286,19 +287,18 @@ class RedisBackend:
             raise StoreUnavailableError("Redis: epoch or gh_offset is not a number") from None
         if not math.isfinite(gh_offset):
             raise StoreUnavailableError("Redis: gh_offset is not finite")
-        return [
-            View(
-                now=now,
-                store_id=found_fields.get("id"),
-                keys_id=found_keys.get("!"),
-                epoch=epoch,
-                gh_offset=gh_offset,
-                fields=_only(want.fields, found_fields),
-                keys=_only(want.keys, found_keys),
-                strings=_only(want.strings, found_strings),
-            )
-            for want in wants
-        ]
+        view = View(
+            sent_at=sent_at,
+            now=now,
+            store_id=found_fields.get("id"),
+            keys_id=found_keys.pop("!", None),
+            epoch=epoch,
+            gh_offset=gh_offset,
+            fields=found_fields,
+            keys=found_keys,
+            strings=found_strings,
+        )
+        return [view] * len(wants)
 
     async def _vouched(self, unit: Unit, until: float) -> Any:  # noqa: ANN401 - any RESP value
         """Have a unit answered by a node that has lately taken a write on this very connection.
@@ -827,10 +827,6 @@ def _pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
 
 def _present(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, bytes]:
     return {name: value for name, value in zip(names, values, strict=True) if value is not None}
-
-
-def _only(names: Sequence[str], found: Mapping[str, bytes]) -> dict[str, bytes]:
-    return {name: found[name] for name in names if name in found}
 
 
 def _event(row: Row) -> tuple[str, ...]:

@@ -139,6 +139,7 @@ class SealedStore:
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
         self._renewing = asyncio.Lock()
+        self._trusted: tuple[View, Sealer] | None = None
         self._read_now = 0.0
         self._read_at = 0.0
         self._generation = 0
@@ -178,7 +179,7 @@ class SealedStore:
     async def _look(self) -> None:
         """See what nobody asks for: whether the store is there, takes writes, and was adopted."""
         store_id, _ = self._attached()
-        view, _, _ = await self._view(fields=tuple(kek.adoption for kek in self._keks))
+        view, _ = await self._view(fields=tuple(kek.adoption for kek in self._keks))
         adopted_at = self._adoption(view.fields, store_id)
         if adopted_at is not None:
             self._adopt(adopted_at)
@@ -398,9 +399,9 @@ class SealedStore:
             raise self._lost()
         return reply.epoch
 
-    def _check_past(self, view: View, asked_at: float) -> None:
+    def _check_past(self, view: View) -> None:
         """Notice a store that went back; a read that was overtaken by another has merely seen less."""
-        if self._memory.went_back(view.epoch, epoch_of(view.fields.get(self._me, b"0")), asked_at):
+        if self._memory.went_back(view.epoch, epoch_of(view.fields.get(self._me, b"0")), view.sent_at):
             raise StoreRegressedError(
                 f"the store went back (an older copy, a failover?): it is at epoch {view.epoch}, and lacks "
                 f"what was known to be written at epoch {self._memory.highest}"
@@ -530,35 +531,43 @@ class SealedStore:
     async def read(self, query: ReadQuery) -> Snapshot:
         """READ."""
         reach = _Reach.of(query.scope) if query.scope else None
-        view, asked_at, sealer = await self._view(
+        view, sealer = await self._view(
             fields=reach.fields if reach else (),
             keys=(query.key_id,) if query.key_id else (),
             strings=reach.strings if reach else (),
         )
-        return _Read(
-            self, view, query, reach=reach, sealer=sealer, asked_at=asked_at, generation=self._generation
-        )
+        return _Read(self, view, query, reach=reach, sealer=sealer, generation=self._generation)
 
     async def _view(
         self, *, fields: tuple[str, ...], keys: tuple[str, ...] = (), strings: tuple[str, ...] = ()
-    ) -> tuple[View, float, Sealer]:
-        """Read once, from the store that this process knows; return when it was asked for, and what opens it.
+    ) -> tuple[View, Sealer]:
+        """Read once, from the store that this process knows; return what opens it, too.
 
         Raises:
             StoreError: there is no answer, or it is not that store.
         """
-        store_id, sealer = self._attached()
-        want = Want((*fields, self._me, DATA_KEYS, MENDED), keys, strings)
-        asked_at = asyncio.get_running_loop().time()
+        self._attached()
         try:
-            view = await self._backend.read(want)
+            view = await self._backend.read(Want((*fields, self._me, DATA_KEYS, MENDED), keys, strings))
         except StoreUnavailableError as error:
             self._detach(error)
             raise
+        if self._trusted is None or self._trusted[0] is not view:
+            # One view answers many: it is looked at once.
+            self._trusted = view, await self._checked(view)
+        return self._trusted
+
+    async def _checked(self, view: View) -> Sealer:
+        """Return what opens a view, if it is of the store that this process knows, as it knows it.
+
+        Raises:
+            StoreLostError: it is not.
+        """
+        store_id, sealer = self._attached()
         if view.store_id != store_id or view.keys_id != store_id:
             raise self._lost()
         try:
-            self._check_past(view, asked_at)
+            self._check_past(view)
         except StoreLostError as error:
             self._detach(error)
             raise
@@ -568,7 +577,7 @@ class SealedStore:
         if view.fields.get(DATA_KEYS) != self._data_keys:
             sealer = await self._renewed(sealer, at_once=True)
         sealed = (blob for name, blob in view.strings.items() if not name.startswith("F:"))
-        return view, asked_at, await self._opener(sealer, (*view.keys.values(), *sealed))
+        return await self._opener(sealer, (*view.keys.values(), *sealed))
 
     async def _opener(self, sealer: Sealer, blobs: Iterable[bytes]) -> Sealer:
         """Return what opens ``blobs``: somebody may have made a new data key meanwhile."""
@@ -1207,7 +1216,6 @@ class _Read:
     """``Snapshot`` of one view."""
 
     __slots__ = (
-        "_asked_at",
         "_installation",
         "_opened_installation",
         "_query",
@@ -1229,11 +1237,9 @@ class _Read:
         *,
         reach: _Reach | None,
         sealer: Sealer,
-        asked_at: float,
         generation: int,
     ) -> None:
         self._store = store
-        self._asked_at = asked_at
         self._view = view
         self._query = query
         self._reach = reach
@@ -1261,7 +1267,7 @@ class _Read:
         if blob is None or self._query.key_id is None:
             return None
         record = _open_key(self._sealer, self._query.key_id, blob)
-        self._store.remember_version(record, self._asked_at)
+        self._store.remember_version(record, self._view.sent_at)
         return record
 
     def _mark(self, *names: str) -> int:

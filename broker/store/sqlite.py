@@ -15,7 +15,7 @@ import re
 import sqlite3
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -297,7 +297,7 @@ class SqliteBackend:
         self._inode: tuple[int, int] | None = None
         self._refused = False
         self._connecting = asyncio.Lock()
-        self._reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
+        self.reads: Batcher[Want, View] = Batcher(self._read_batch, deadline_s=deadline_s)
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -352,7 +352,7 @@ class SqliteBackend:
 
     async def close(self) -> None:
         """Finish what is queued, close both connections."""
-        await self._reads.close()
+        await self.reads.close()
         await self._stop_threads()
 
     async def _stop_threads(self) -> None:
@@ -533,12 +533,13 @@ class SqliteBackend:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def read(self, want: Want) -> View:
+    def read(self, want: Want) -> Awaitable[View]:
         """READ: everything that this loop turn wants, in one transaction."""
-        return await self._reads.submit(want)
+        return self.reads.submit(want)
 
     async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
         del until  # the job's own deadline is the same
+        sent_at = asyncio.get_running_loop().time()
         fields = tuple({*STATE_FIELDS, *(name for want in wants for name in want.fields)})
         keys = tuple({key for want in wants for key in want.keys})
         strings = tuple({name for want in wants for name in want.strings})
@@ -562,6 +563,7 @@ class SqliteBackend:
                 )
                 found.update((f"{prefix}:{name}", blob) for name, blob in rows.items())
             return View(
+                sent_at=sent_at,
                 now=now,
                 store_id=state.get("id"),
                 keys_id=marker[0] if marker else None,

@@ -3,6 +3,7 @@
 Run as ``broker serve`` is: settings from the environment.
 """
 
+import asyncio
 import sys
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -22,6 +23,7 @@ class OneCall:
         self._tag = tag
 
     async def read(self, want: Want) -> View:
+        sent_at = asyncio.get_running_loop().time()
         fields, keys = (*STATE_FIELDS, *want.fields), ("!", *want.keys)
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.hmget(f"{self._tag}S", list(fields))
@@ -34,6 +36,7 @@ class OneCall:
         known = {name: value for name, value in zip(keys, records, strict=True) if value is not None}
         held = zip(want.strings, strings[0], strict=True) if strings else ()
         return View(
+            sent_at=sent_at,
             now=seconds + micros / 1e6,
             store_id=found.get("id"),
             keys_id=known.pop("!", None),

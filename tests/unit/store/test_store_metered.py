@@ -1,20 +1,31 @@
 """The metered backend: each step told once, answers and errors unchanged."""
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any, cast
 
 import pytest
 
 from broker.errors import InvalidRequestError, StoreUnavailableError
 from broker.store.backend import Backend, Want
+from broker.store.batch import Batcher
 from broker.store.metered import metered
 
 
 class Fake:
     place = "here"
 
-    async def read(self, want: Want) -> Want:
-        return want
+    def __init__(self) -> None:
+        self.reads: Batcher[Want, Want] = Batcher(self._batch, deadline_s=1)
+
+    async def _batch(self, wants: Sequence[Want], until: float) -> Sequence[Want]:
+        del until
+        if Want() in wants:
+            raise StoreUnavailableError
+        return wants
+
+    def read(self, want: Want) -> Awaitable[Want]:
+        return self.reads.submit(want)
 
     async def load(self) -> None:
         raise StoreUnavailableError
@@ -39,7 +50,9 @@ async def test_steps_are_told_and_otherwise_as_they_were() -> None:
     backend = metered(cast("Backend", Fake()), tell)
     want = Want(keys=("a",))
     assert await backend.read(want) is want
-    assert await backend.read(want) is want
+    assert await asyncio.gather(backend.read(want), backend.read(want)) == [want, want]
+    with pytest.raises(StoreUnavailableError):
+        await backend.read(Want())
     with pytest.raises(StoreUnavailableError):
         await backend.load()
     with pytest.raises(ZeroDivisionError):
@@ -51,5 +64,11 @@ async def test_steps_are_told_and_otherwise_as_they_were() -> None:
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await leaving
-    assert told == [("read", None), ("read", None), ("load", "unavailable"), ("sweep", "unexpected")]
+    assert told == [
+        ("read", None),
+        ("read", None),  # both of one batch
+        ("read", "unavailable"),
+        ("load", "unavailable"),
+        ("sweep", "unexpected"),
+    ]
     assert cast("Any", backend).place == "here"
