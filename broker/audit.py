@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.errors import StoreError
-from broker.observe import Rendered
+from broker.observe import Rendered, log_rendered
 from broker.ports import AuditEvent, Meter, Store
 from broker.wording import audit_body
 
@@ -117,11 +117,7 @@ class Auditor:
         tally.count += 1
         tally.asked = (request_id, client_ip)
         self._meter.issued_again()
-        if _log.isEnabledFor(logging.INFO):  # as info(), without looking for who called it
-            extra = {"audit": tally.line.of_request(request_id, client_ip)}
-            _log.handle(
-                _log.makeRecord(_log.name, logging.INFO, "", 0, str(tally.event.event), (), None, extra=extra)
-            )
+        log_rendered(_log, str(tally.event.event), tally.line.of_request(request_id, client_ip))
         return True
 
     async def denied(self, event: AuditEvent) -> None:

@@ -5,13 +5,15 @@ import logging
 import re
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import Final, Literal
+from typing import Final, Literal, TextIO
 
 from broker.redaction import redact
 
@@ -52,14 +54,10 @@ class Rendered:
     """Fields of a line, of which most were rendered before, for many lines.
 
     Attributes:
-        json: what the lines have in common, as members of a JSON object, without its braces, redacted.
-        request_id: of the one line; checked at the edge to hold no secret.
-        client_ip: of the one line.
+        members: of a JSON object, without its braces, redacted.
     """
 
-    json: str
-    request_id: str = ""
-    client_ip: str | None = None
+    members: str
 
     @classmethod
     def of(cls, common: dict[str, object]) -> "Rendered":
@@ -67,14 +65,10 @@ class Rendered:
         return cls(_json_line(common)[1:-1])
 
     def of_request(self, request_id: str, client_ip: str | None) -> "Rendered":
-        """Return the fields of one line."""
-        return Rendered(self.json, request_id, client_ip)
-
-    def members(self) -> str:
-        """Return all fields, as members of a JSON object."""
-        if self.client_ip is None:
-            return f'"request_id":{_quoted(self.request_id)},{self.json}'
-        return f'"request_id":{_quoted(self.request_id)},"client_ip":{_quoted(self.client_ip)},{self.json}'
+        """Return the fields of one line; the edge has checked that a request's id holds no secret."""
+        if client_ip is None:
+            return Rendered(f'"request_id":{_quoted(request_id)},{self.members}')
+        return Rendered(f'"request_id":{_quoted(request_id)},"client_ip":{_quoted(client_ip)},{self.members}')
 
 
 def _json_line(fields: dict[str, object]) -> str:
@@ -99,7 +93,7 @@ class _Formatter(logging.Formatter):
         extra = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         audit = extra.pop("audit", None)
         if isinstance(audit, Rendered):
-            audit = json.loads(f"{{{audit.members()}}}")
+            audit = json.loads(f"{{{audit.members}}}")
         ours: dict[str, object] = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
@@ -114,6 +108,13 @@ class _Formatter(logging.Formatter):
         return found
 
 
+def _rendered(at: float, level: str, logger: str, message: str, fields: Rendered) -> str:
+    return (
+        f'{{"time":"{_time(at)}","level":"{level}","logger":"{logger}","message":"{message}",'
+        f"{fields.members}}}"
+    )
+
+
 class JsonFormatter(_Formatter):
     """One JSON object a line."""
 
@@ -121,10 +122,7 @@ class JsonFormatter(_Formatter):
         """Return the line."""
         audit = vars(record).get("audit")
         if isinstance(audit, Rendered):
-            return (
-                f'{{"time":"{_time(record.created)}","level":"{record.levelname.lower()}",'
-                f'"logger":"{record.name}","message":"{record.msg}",{audit.members()}}}'
-            )
+            return _rendered(record.created, record.levelname.lower(), record.name, record.msg, audit)
         return _json_line(self.fields(record))
 
 
@@ -151,6 +149,44 @@ def _plain(value: object) -> str:
     return str(value)
 
 
+class _LineHandler(logging.StreamHandler[TextIO]):
+    """Writes to stderr; also lines that are whole already."""
+
+    def write(self, line: str, record: Callable[[], logging.LogRecord]) -> None:
+        """Write a line; ``record`` makes what stands for it if that fails."""
+        self.acquire()
+        try:
+            self.stream.write(line + self.terminator)
+            self.stream.flush()
+        except Exception:  # noqa: BLE001 - as emit(): a log that fails must not fail what it tells of
+            self.handleError(record())
+        finally:
+            self.release()
+
+
+def log_rendered(log: logging.Logger, message: str, fields: Rendered) -> None:
+    """As ``log.info``, for lines of which there are many: a record is made only where something needs one.
+
+    Nobody needs one where all logs of the process go to our own handler, as JSON.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return
+
+    def record() -> logging.LogRecord:
+        return log.makeRecord(log.name, logging.INFO, "", 0, message, (), None, extra={"audit": fields})
+
+    handlers = logging.root.handlers
+    if (
+        len(handlers) == 1
+        and type(handlers[0]) is _LineHandler
+        and type(handlers[0].formatter) is JsonFormatter
+    ):
+        now = time.time()  # noqa: TID251 - as in a LogRecord: it decides nothing
+        handlers[0].write(_rendered(now, "info", log.name, message, fields), record)
+    else:
+        log.handle(record())
+
+
 def configure_logging(*, form: Literal["console", "json"] | None, level: str) -> None:
     """Send all logs of this process to stderr, redacted.
 
@@ -161,7 +197,7 @@ def configure_logging(*, form: Literal["console", "json"] | None, level: str) ->
     """
     # What our lines do not show need not be found out for each of them ("Optimization", logging HOWTO).
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LineHandler(sys.stderr)
     chosen = form or ("console" if sys.stderr.isatty() else "json")
     handler.setFormatter(ConsoleFormatter() if chosen == "console" else JsonFormatter())
     root = logging.getLogger()

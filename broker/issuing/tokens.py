@@ -246,10 +246,14 @@ class Issuer:
             if attempt == 0:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
-            if attempt == 0 and await self._looked_again(request.scope, seen, until):
+            if attempt == 0 and (old := self._old_picture(request.scope, seen)) is not None:
+                async with asyncio.timeout_at(until):
+                    await self._installations.renewed(request.scope.owner, old)
                 continue
             _serves(seen.installation())
-            token = await self._cached(seen, request, way)
+            token = self._cached(seen, request, way)
+            if token is not None and way.refresh and token.sha256 != way.fresh:
+                token = await self._unless_refreshed(token, request.scope, way)
             if token is None:
                 with contextlib.suppress(OvertakenError):
                     async with asyncio.timeout_at(until):
@@ -273,19 +277,15 @@ class Issuer:
             raise BlockedError
         return grant
 
-    async def _looked_again(self, scope: Scope, seen: Snapshot, until: float) -> bool:
-        """Have an installation's old picture renewed; True if this request waited for that."""
+    def _old_picture(self, scope: Scope, seen: Snapshot) -> Installation | None:
+        """Return what is known of the owner's installation if that is too old to go by."""
         installation = seen.installation()
         if installation is None:
-            return False
+            return None
         self._installations.used(scope.owner)
-        if not self._installations.is_old(installation):
-            return False
-        async with asyncio.timeout_at(until):
-            await self._installations.renewed(scope.owner, installation)
-        return True
+        return installation if self._installations.is_old(installation) else None
 
-    async def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
+    def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
         """Return the cached token; None where one has to be minted.
 
         Raises:
@@ -296,14 +296,13 @@ class Issuer:
             failure = seen.failure()
             if failure is not None and way.fresh is None and not way.refresh:
                 raise error_of(failure)
-            return None
-        if way.refresh and token.sha256 != way.fresh:
-            way.refresh = way.through_gate or await self._store.refresh_gate(
-                request.scope, seconds=REFRESH_GATE_S
-            )
-            way.through_gate = way.refresh
-            return None if way.refresh else token
         return token
+
+    async def _unless_refreshed(self, token: LiveToken, scope: Scope, way: "_Way") -> LiveToken | None:
+        """Return the cached token again if it was refreshed a moment ago; None where one has to be minted."""
+        way.refresh = way.through_gate or await self._store.refresh_gate(scope, seconds=REFRESH_GATE_S)
+        way.through_gate = way.refresh
+        return None if way.refresh else token
 
     def _good(self, seen: Snapshot, request: TokenRequest, fresh: str | None) -> LiveToken | None:
         """Return the cached token if it is the installation's and lives long enough by GitHub's clock."""

@@ -27,9 +27,9 @@ class _Metered:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the backend has
         found = getattr(self._inner, name)
-        if name.startswith("_") or not inspect.iscoroutinefunction(found):
+        if name.startswith("_") or not callable(found):
             return found
-        step = self._measured(name, found)
+        step = self._measured(name, found) if inspect.iscoroutinefunction(found) else found
         setattr(self, name, step)  # the next time it is found without coming here
         return step
 

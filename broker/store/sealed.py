@@ -1271,8 +1271,12 @@ class _Read:
         return record
 
     def _mark(self, *names: str) -> int:
-        fields = self._view.fields
-        return max((epoch_of(fields[name]) for name in names if name in fields), default=0)
+        fields, highest = self._view.fields, 0
+        for name in names:
+            value = fields.get(name)
+            if value is not None:
+                highest = max(highest, epoch_of(value))
+        return highest
 
     def blocked(self) -> str | None:
         if self._reach is None:

@@ -90,46 +90,111 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         raise NotFoundError
 
 
-@dataclass(slots=True)
-class _Answer:
-    """What a request was answered with: ``code`` of a problem; status 0 while there is no answer."""
-
-    status: int = 0
-    code: str | None = None
-
-
 class Direct:
     """A plain ASGI function as Starlette's routes take it: they call objects, and wrap functions."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 @dataclass(slots=True)
 class _Work:
-    """How many requests are in work."""
+    """How many requests are in work.
+
+    While we wait for a client to send or to read, its request holds a connection and nobody's place: anyone
+    can begin a request and not end it, and that must not keep out who is ready.
+    """
 
     running: int = 0
 
+    def find_room(self, path: str) -> None:
+        """Let a request in.
 
-class _WaitingForClient:
-    """While we wait for a client to send or to read, its request holds a connection and nobody's place.
+        Raises:
+            RateLimitedError: too many are in work, and it is no probe.
+        """
+        if self.running > MAX_AT_ONCE and path not in _PROBES:
+            raise RateLimitedError(
+                "too many requests at once",
+                public="Too many requests at once. Try again.",
+                retry_after_s=1.0,
+            )
 
-    Anyone can begin a request and not end it: that must not keep out who is ready.
+
+class _Exchange:
+    """One request as the routes hear it, and what it is answered with.
+
+    Attributes:
+        status: of the answer; 0 while there is none.
+        code: of a problem.
     """
 
-    def __init__(self, work: _Work) -> None:
+    __slots__ = ("_ending", "_path", "_receive", "_request_id", "_send", "_work", "code", "status")
+
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        path: str,
+        request_id: str,
+        work: _Work,
+        ending: Callable[[], bool],
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._path = path
+        self._request_id = request_id
         self._work = work
+        self._ending = ending
+        self.status = 0
+        self.code: str | None = None
 
-    def __enter__(self) -> None:
-        self._work.running -= 1
+    async def receive(self) -> Message:
+        """Hear the client; whoever has sent all of a request needs room again."""
+        work = self._work
+        work.running -= 1
+        try:
+            message = await self._receive()
+        finally:
+            work.running += 1
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            work.find_room(self._path)
+        return message
 
-    def __exit__(self, *error: object) -> None:
-        self._work.running += 1
+    async def send(self, message: Message) -> None:
+        """Answer, with the request's id."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
+            if self._ending():
+                message["headers"].append((b"connection", b"close"))
+        work = self._work
+        work.running -= 1
+        try:
+            await self._send(message)
+        finally:
+            work.running += 1
+
+    async def problem(self, error: BrokerError, extra: Mapping[str, str] | None = None) -> None:
+        """Answer with a problem.
+
+        Raises:
+            BrokerError: ``error``, if an answer has begun.
+        """
+        if self.status:
+            raise error
+        self.code = error.code
+        status, headers, body = problem(error, self._request_id)
+        headers |= {name.lower(): value for name, value in (extra or {}).items()}
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        raw.append((b"content-length", str(len(body)).encode()))
+        await self.send({"type": "http.response.start", "status": status, "headers": raw})
+        await self.send({"type": "http.response.body", "body": body})
 
 
 class Edge:
@@ -159,7 +224,6 @@ class Edge:
         self._meter = meter or Meter()
         self._draining = draining
         self._work = _Work()
-        self._waiting = _WaitingForClient(self._work)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -167,87 +231,53 @@ class Edge:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        shown = self._introduce(scope)
-        given = _Answer()
-        outside = REQUEST_ID.set(shown)
+        request_id = self._introduce(scope)
+        work = self._work
+        exchange = _Exchange(
+            receive, send, path=scope["path"], request_id=request_id, work=work, ending=self._draining
+        )
+        outside = REQUEST_ID.set(request_id)
+        work.running += 1
         try:
-            await self._serve(scope, receive, send, shown, given)
-        finally:
-            REQUEST_ID.reset(outside)
-            route = scope.get("route")
-            self._meter.request(
-                route=OTHER_ROUTE if route is None else route.path,
-                status=given.status or CLIENT_GONE,
-                code=given.code,
-                seconds=time.perf_counter() - began,
-            )
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, shown: str, given: _Answer) -> None:
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                given.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
-                if self._draining():
-                    message["headers"].append((b"connection", b"close"))
-            with self._waiting:
-                await send(message)
-
-        self._work.running += 1
-        try:
-            self._find_room(scope)
-            await self._routed(scope, self._hearing(scope, receive), answer)
-        except BrokerError as error:
-            _tell(error)
-            await self._problem(error, shown, answer, given)
-        except ClientDisconnect:
-            pass  # nobody is there to answer
-        except HTTPException as error:
-            kind = _BY_STATUS.get(error.status_code, RequestError)
-            await self._problem(kind(), shown, answer, given, extra=error.headers)
-        except Exception as error:
-            _log.exception("a request failed unexpectedly")
-            if given.status:
-                raise
-            await self._problem(BrokerError(str(type(error))), shown, answer, given)
-        finally:
-            self._work.running -= 1
-
-    def _hearing(self, scope: Scope, receive: Receive) -> Receive:
-        """Return how the request is heard; whoever has sent all of it needs room again."""
-
-        async def hear() -> Message:
-            with self._waiting:
-                message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body", False):
-                self._find_room(scope)
-            return message
-
-        return hear
-
-    def _find_room(self, scope: Scope) -> None:
-        """Let a request in.
-
-        Raises:
-            RateLimitedError: too many are in work, and it is no probe.
-        """
-        if self._work.running > MAX_AT_ONCE and scope["path"] not in _PROBES:
-            raise RateLimitedError(
-                "too many requests at once",
-                public="Too many requests at once. Try again.",
-                retry_after_s=1.0,
-            )
-
-    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._app
-        if route := self._direct.get((scope.get("method", ""), scope.get("path", ""))):
-            scope["route"], app = route, route.app
-        try:
-            await app(scope, receive, send)
+            work.find_room(scope["path"])
+            await self._route(scope)(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             if not self._draining():
                 raise
             # A drain ran out of time; what still runs then waits for GitHub.
-            raise GitHubTimeoutError("the process ends", public=ENDING) from None
+            await exchange.problem(GitHubTimeoutError("the process ends", public=ENDING))
+        except BrokerError as error:
+            _tell(error)
+            await exchange.problem(error)
+        except ClientDisconnect:
+            pass  # nobody is there to answer
+        except HTTPException as error:
+            kind = _BY_STATUS.get(error.status_code, RequestError)
+            await exchange.problem(kind(), error.headers)
+        except Exception as error:
+            _log.exception("a request failed unexpectedly")
+            if exchange.status:
+                raise
+            await exchange.problem(BrokerError(str(type(error))))
+        finally:
+            work.running -= 1
+            REQUEST_ID.reset(outside)
+            route = scope.get("route")
+            self._meter.request(
+                route=OTHER_ROUTE if route is None else route.path,
+                status=exchange.status or CLIENT_GONE,
+                code=exchange.code,
+                seconds=time.perf_counter() - began,
+            )
+
+    def _route(self, scope: Scope) -> ASGIApp:
+        """Return what serves a request."""
+        route = self._direct.get((scope["method"], scope["path"]))
+        if route is None:
+            return self._app
+        scope["route"] = route
+        app: ASGIApp = route.app.app if isinstance(route.app, Direct) else route.app
+        return app
 
     def _introduce(self, scope: Scope) -> str:
         """Note the request's id and the client's address in the scope; return the id."""
@@ -266,29 +296,10 @@ class Edge:
         state["client_ip"] = client_address(peer, forwarded, self._trusted) if self._trusted else peer
         return shown
 
-    async def _problem(
-        self,
-        error: BrokerError,
-        request_id: str,
-        send: Send,
-        given: _Answer,
-        *,
-        extra: Mapping[str, str] | None = None,
-    ) -> None:
-        if given.status:
-            raise error
-        given.code = error.code
-        status, headers, body = problem(error, request_id)
-        headers |= {name.lower(): value for name, value in (extra or {}).items()}
-        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        raw.append((b"content-length", str(len(body)).encode()))
-        await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": body})
-
 
 def _shown(request_id: bytes) -> str:
     """Return the caller's request id, or a new one: it goes into the audit, so a key sent as one must not."""
-    if _REQUEST_ID.fullmatch(request_id) and not holds_secret(text := request_id.decode()):
+    if request_id and _REQUEST_ID.fullmatch(request_id) and not holds_secret(text := request_id.decode()):
         return text
     return new_request_id()
 

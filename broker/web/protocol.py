@@ -93,7 +93,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._expect_head()
         if self._in_head:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
+            if self._head_bytes > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS:
                 self._drop()
         if self.transport.is_closing():
             self._expect_reading()
@@ -119,18 +119,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header.
+    def on_headers_complete(self) -> None:
+        """A head is whole; what follows is bounded by who reads it.
 
         Raises:
-            TooManyHeadersError: it is one too many.
+            TooManyHeadersError: it has too many.
         """
-        if len(self.headers) >= MAX_HEADERS:
+        if len(self.headers) > MAX_HEADERS:
             raise TooManyHeadersError
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """A head is whole; what follows is bounded by who reads it."""
         self._in_head = self._answered = False
         self._head_timer = _cancel(self._head_timer)
         super().on_headers_complete()

@@ -40,7 +40,8 @@ _REMEMBERED_BYTES: Final = 1024
 _TOKEN_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 
 
-_encoder = json.JSONEncoder(separators=(",", ":"))
+_encoder: Final = json.JSONEncoder(separators=(",", ":"))
+_quoted: Final = json.encoder.encode_basestring_ascii
 
 
 def encode(value: object) -> bytes:
@@ -84,6 +85,27 @@ def _of_field(field: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
         raise InvalidRequestError(public=f"{field}: {error.public}") from None
 
 
+def _token_answer(issued: Issued) -> bytes:
+    """Return a token as the contract shows it, as JSON."""
+    token = issued.token
+    reach = _reach(token.repositories, token.permissions, token.installation_id)
+    secret, cached = _quoted(token.token.reveal()), "true" if issued.cached else "false"
+    return (
+        f'{{"token":{secret},"expires_at":"{rfc3339(token.expires_at)}",{reach},"cached":{cached}}}'.encode()
+    )
+
+
+@lru_cache(_REMEMBERED)
+def _reach(repositories: tuple[str, ...] | None, permissions: tuple[str, ...], installation_id: int) -> str:
+    """Return what most answers have in common with earlier ones, as members of a JSON object."""
+    members = {
+        "repositories": repositories,
+        "permissions": dict.fromkeys(permissions, "read"),
+        "installation_id": installation_id,
+    }
+    return _encoder.encode(members)[1:-1]
+
+
 class Tokens:
     """The callers' endpoints.
 
@@ -120,18 +142,7 @@ class Tokens:
             body = await read_body(request)
             return (self._meant if len(body) <= _REMEMBERED_BYTES else self._parse)(body)
 
-        issued = await self._issue(request, presented_key(request), wanted)
-        token = issued.token
-        answer = encode(
-            {
-                "token": token.token.reveal(),
-                "expires_at": rfc3339(token.expires_at),
-                "repositories": token.repositories,
-                "permissions": dict.fromkeys(token.permissions, "read"),
-                "installation_id": token.installation_id,
-                "cached": issued.cached,
-            }
-        )
+        answer = _token_answer(await self._issue(request, presented_key(request), wanted))
         headers = [*_TOKEN_HEADERS, (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})

@@ -109,8 +109,9 @@ async def test_after_the_answer_has_begun_there_is_no_second_one() -> None:
     async def receive() -> Any:
         return {"type": "http.request", "body": b""}
 
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "client": None}
     with pytest.raises(BrokerError):
-        await Edge(late, [])({"type": "http", "headers": [], "client": None}, receive, send)
+        await Edge(late, [])(scope, receive, send)
     assert sent == ["http.response.start"]
 
 

@@ -135,6 +135,13 @@ async def test_too_many_headers_are_refused() -> None:
             assert (await reader.readline()).split()[1] == status
 
 
+async def test_too_many_headers_are_cut_before_their_end() -> None:
+    async with serving(hello) as served:
+        reader, writer = await served.connect()
+        writer.write(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * (protocol.MAX_HEADERS + 2))
+        assert await closed(reader) == b""
+
+
 @pytest.mark.parametrize("head", [b"GET /%s HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\na: %s\r\n\r\n"])
 async def test_a_head_beyond_its_size_is_cut(head: bytes) -> None:
     async with serving(hello) as served:
