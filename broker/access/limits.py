@@ -117,13 +117,18 @@ class Strangers:
         self._sources: OrderedDict[str, _Source] = OrderedDict()
         self._proven: OrderedDict[str, None] = OrderedDict()
 
+    @property
+    def known(self) -> bool:
+        """Whether any address has failed lately; if not, nobody has to wait."""
+        return bool(self._sources)
+
     async def wait(self, presented: PresentedKey, address: str | None) -> None:
         """Return when the store may be asked about a key; at once, unless its address is flooding.
 
         Raises:
             RateLimitedError: too many of that address wait already.
         """
-        if not self._sources or presented.sha256 in self._proven:
+        if presented.sha256 in self._proven:
             return
         source = self._sources.get(_network(address))
         if source is None or self._unforgiven(source) < FREE_FAILURES:

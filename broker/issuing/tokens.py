@@ -153,7 +153,8 @@ class Issuer:
         self, presented: PresentedKey, scope: Scope | None, origin: Origin
     ) -> tuple[ApiKeyRecord, Snapshot]:
         """READ, and who it is; again if the key's record changed in that very moment."""
-        await self._strangers.wait(presented, origin.client_ip)
+        if self._strangers.known:
+            await self._strangers.wait(presented, origin.client_ip)
         try:
             seen = await self._store.read(ReadQuery(presented.id, scope))
             try:
@@ -243,7 +244,7 @@ class Issuer:
         for attempt in range(_ATTEMPTS):
             caller, seen = await self._read(presented, request.scope, origin)
             who[:] = [caller]
-            if attempt == 0:
+            if attempt == 0 and caller.rate_limit_per_minute is not None:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
             if attempt == 0 and (old := self._old_picture(request.scope, seen)) is not None:
@@ -260,6 +261,9 @@ class Issuer:
                         way.fresh = await self._minter.mint(grant, seen)
                 continue
             cached = token.sha256 != way.fresh
+            if cached and self._handed_again(grant, token, seen, origin):
+                self._refresh_ahead(grant, token, seen)
+                return Issued(token, cached=True)
             match await self._hand(grant, token, seen, origin, cached=cached):
                 case HandResult.STALE:
                     pass
@@ -320,23 +324,21 @@ class Issuer:
         if left < self._settings.refresh_ahead_s and not seen.refresh_failed():
             self._minter.mint_ahead(grant, seen)
 
+    def _handed_again(self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin) -> bool:
+        """Audit a hand-out that differs from an earlier one only in who asked; False if there was none."""
+        return (token.sha256, grant.key_id, seen.generation) in self._handed and self._auditor.issued_again(
+            token_sha256=token.sha256,
+            key_id=grant.key_id,
+            key_name=grant.key_name,
+            request_id=origin.request_id,
+            client_ip=origin.client_ip,
+        )
+
     async def _hand(
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
     ) -> HandResult:
         # A store that may have gone back may have lost who was handed what: then HAND writes it again.
         name = (token.sha256, grant.key_id, seen.generation)
-        if (
-            cached
-            and name in self._handed
-            and self._auditor.issued_again(
-                token_sha256=token.sha256,
-                key_id=grant.key_id,
-                key_name=grant.key_name,
-                request_id=origin.request_id,
-                client_ip=origin.client_ip,
-            )
-        ):
-            return HandResult.AGAIN
         event = AuditEvent(
             Event.TOKEN_ISSUED,
             request_id=origin.request_id,

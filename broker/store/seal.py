@@ -40,6 +40,9 @@ class SealError(Exception):
 class Kind(StrEnum):
     """What a blob is; each kind has its own subkey."""
 
+    __hash__ = str.__hash__
+    """Of members too, as they are strings; what ``Enum`` has is Python, and asked six times a request."""
+
     TOKEN = "token"  # noqa: S105 - a kind's name
     KEY = "key"
     OWNER = "owner"

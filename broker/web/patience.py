@@ -1,22 +1,11 @@
 """Ends waits that take too long, with one timer for all of them; no I/O."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Final, TypeVar
+from types import TracebackType
+from typing import Final
 
 LOOK_S: Final = 1.0
 """A wait may last so much longer than it should."""
-
-Waited = TypeVar("Waited")
-
-
-class _Wait:
-    __slots__ = ("ended", "task", "until")
-
-    def __init__(self, task: asyncio.Task[object], until: float) -> None:
-        self.task = task
-        self.until = until
-        self.ended = False
 
 
 class Patience:
@@ -30,31 +19,20 @@ class Patience:
         self._waits: dict[_Wait, None] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def wait(self, awaitable: Awaitable[Waited], seconds: float) -> Waited:
-        """Return what ``awaitable`` does.
+    def at_most(self, seconds: float) -> "_Wait":
+        """Return what bounds the waits in a ``with`` block.
 
         Raises:
-            TimeoutError: it took longer than ``seconds`` (and up to ``LOOK_S``); it was cancelled.
+            TimeoutError: (from the block) they took longer than ``seconds``, and up to ``LOOK_S``.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("only a task can wait")
         loop = task.get_loop()
-        wait = _Wait(task, loop.time() + seconds)
-        before = task.cancelling()
         if self._loop is not loop:
             self._loop = loop
             loop.call_later(LOOK_S, self._look, loop)
-        self._waits[wait] = None
-        try:
-            return await awaitable
-        except asyncio.CancelledError:
-            # Who else cancels the task meanwhile is to be heard.
-            if wait.ended and task.uncancel() <= before:
-                raise TimeoutError from None
-            raise
-        finally:
-            del self._waits[wait]
+        return _Wait(self._waits, task, loop.time() + seconds)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
@@ -66,3 +44,25 @@ class Patience:
             loop.call_later(LOOK_S, self._look, loop)
         elif self._loop is loop:
             self._loop = None
+
+
+class _Wait:
+    __slots__ = ("_before", "_waits", "ended", "task", "until")
+
+    def __init__(self, waits: "dict[_Wait, None]", task: asyncio.Task[object], until: float) -> None:
+        self._waits = waits
+        self._before = task.cancelling()
+        self.task = task
+        self.until = until
+        self.ended = False
+
+    def __enter__(self) -> None:
+        self._waits[self] = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        del self._waits[self]
+        # Who else cancels the task meanwhile is to be heard.
+        if self.ended and kind is asyncio.CancelledError and self.task.uncancel() <= self._before:
+            raise TimeoutError from None

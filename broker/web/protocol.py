@@ -128,7 +128,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             raise TooManyHeadersError
         self._in_head = self._answered = False
-        self._head_timer = _cancel(self._head_timer)
+        if self._head_timer is not None:
+            self._head_timer = _cancel(self._head_timer)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -142,7 +143,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self._answered:
             self._wait()
-            self.cycle.body.clear()  # what of the request nobody has read
+            if self.cycle.body:
+                self.cycle.body.clear()  # what of the request nobody has read
         if self.transport.is_closing():
             self._expect_reading()
 

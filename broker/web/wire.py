@@ -407,6 +407,25 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         PayloadTooLargeError: it is larger.
         UnsupportedMediaTypeError: it is encoded, or not declared as JSON.
     """
+    _check_declared(request, limit)
+    body = bytearray()
+    try:
+        with _BODIES.at_most(BODY_WITHIN_S):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise PayloadTooLargeError
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        raise MalformedRequestError(public="The body did not arrive in time.") from None
+
+
+def _check_declared(request: Request, limit: int) -> None:
+    """Refuse a body by what its headers say of it."""
     declared = kind = b""
     for name, value in request.scope["headers"]:
         if name == b"content-type":
@@ -419,23 +438,6 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         raise PayloadTooLargeError
     if kind != b"application/json" and not _is_json(kind):
         raise UnsupportedMediaTypeError(f"content type {kind[:60]!r}")
-    try:
-        return await _BODIES.wait(_received(request, limit), BODY_WITHIN_S)
-    except TimeoutError:
-        raise MalformedRequestError(public="The body did not arrive in time.") from None
-
-
-async def _received(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise PayloadTooLargeError
-        if not message.get("more_body", False):
-            return bytes(body)
 
 
 def _is_json(content_type: bytes) -> bool:
