@@ -89,13 +89,14 @@ class Auditor:
         _log.info(event.event, extra={"audit": audit_body(event)})
 
     def issued(self, event: AuditEvent, *, first: bool) -> None:
-        """Note a hand-out; the first of a token to a key has been stored by HAND."""
+        """Note a hand-out; the first of a token to a key has been stored by HAND and is not counted here."""
         self.log(event)
-        now = asyncio.get_running_loop().time()
+        if first:
+            return
         name = ("issued", event.token_sha256 or "", event.key_id or "")
         tally = self._tallies.get(name)
-        if first or tally is None:
-            tally = _Tally(event, 0 if first else 1, now)
+        if tally is None:
+            tally = _Tally(event, 1, asyncio.get_running_loop().time())
             self._put(name, tally)
         else:
             tally.count += 1
