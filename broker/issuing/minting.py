@@ -65,6 +65,7 @@ _TOKEN_LIFE_S: Final = 3600.0
 _DATE_TRUST_S: Final = 300.0
 _FLIGHT_S: Final = 60.0
 _REVOKE_FOR_S: Final = 60.0
+_REVOKE_TRIES: Final = 3
 _ASK_STORE_S: Final = 0.5
 _PROBE_FOR_S: Final = 5.0
 DRAIN_S: Final = 3.0
@@ -387,7 +388,9 @@ class Minter:
         reason: str,
         unless: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
-        """Revoke a token that nobody got, detached, for up to a minute.
+        """Revoke a token that nobody got, detached: for up to a minute, but at least three times.
+
+        Not by time alone: a machine that was suspended wakes up with all of its time gone.
 
         Args:
             token: the token.
@@ -409,7 +412,9 @@ class Minter:
                 return
             delay = 0.5
             deadline = asyncio.get_running_loop().time() + _REVOKE_FOR_S
-            while asyncio.get_running_loop().time() < deadline:
+            tries = 0
+            while tries < _REVOKE_TRIES or asyncio.get_running_loop().time() < deadline:
+                tries += 1
                 try:
                     await self._github.revoke(token)
                 except GitHubError as error:

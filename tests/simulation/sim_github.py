@@ -47,7 +47,7 @@ class Minted:
     asked_at: float
     minted_at: float
     expires_at: float
-    told: bool
+    heard: bool = False
     """Whether the answer reached who asked."""
     dead_at: float | None = None
 
@@ -123,7 +123,6 @@ class SimulatedGitHub:
         *,
         by: Machine,
         asked_at: float,
-        told: bool,
     ) -> MintedToken:
         found = next((one for one in self.installed.values() if one.id == installation_id), None)
         if found is None:
@@ -156,7 +155,6 @@ class SimulatedGitHub:
             asked_at=asked_at,
             minted_at=now,
             expires_at=float(int(self.now()) + TOKEN_LIFE_S),
-            told=told,
         )
         self.minted[one.sha] = one
         if self.ambush is not None:
@@ -198,7 +196,7 @@ class GitHubLine:
         self._machine = machine
         self._outside = Context()
 
-    async def _call(self, effect: Callable[[bool], Any], *, whole_app: bool = False) -> Any:
+    async def _call(self, effect: Callable[[], Any], *, whole_app: bool = False) -> Any:
         github, loop = self._github, self._loop
         future: asyncio.Future[Any] = loop.create_future()
         if not self._machine.talks:
@@ -222,7 +220,7 @@ class GitHubLine:
                 return
             result, error = None, None
             try:
-                result = effect(fate.back_s != NEVER)
+                result = effect()
             except Exception as raised:  # noqa: BLE001 - the caller's to have
                 error = raised
             if fate.back_s != NEVER:
@@ -240,19 +238,19 @@ class GitHubLine:
         return App(1, "app", "us", {}, ())
 
     async def installation(self, installation_id: int) -> Installation:
-        found: Installation = await self._call(lambda _: self._github.by_id(installation_id), whole_app=True)
+        found: Installation = await self._call(lambda: self._github.by_id(installation_id), whole_app=True)
         return found
 
     async def repository_installation(self, repository: RepositoryName) -> Installation:
         return await self.owner_installation(repository.owner)
 
     async def owner_installation(self, owner: str) -> Installation:
-        found: Installation = await self._call(lambda _: self._github.by_owner(owner), whole_app=True)
+        found: Installation = await self._call(lambda: self._github.by_owner(owner), whole_app=True)
         return found
 
     async def installations(self) -> Sequence[Installation]:
         found: Sequence[Installation] = await self._call(
-            lambda _: list(self._github.installed.values()), whole_app=True
+            lambda: list(self._github.installed.values()), whole_app=True
         )
         return found
 
@@ -261,14 +259,15 @@ class GitHubLine:
     ) -> MintedToken:
         asked_at = self._loop.time()
         minted: MintedToken = await self._call(
-            lambda told: self._github.mint(
-                installation_id, repositories, permissions, by=self._machine, asked_at=asked_at, told=told
+            lambda: self._github.mint(
+                installation_id, repositories, permissions, by=self._machine, asked_at=asked_at
             )
         )
+        self._github.minted[token_sha256(minted.token)].heard = True
         return minted
 
     async def revoke(self, token: Secret) -> None:
-        await self._call(lambda _: self._github.revoke(token))
+        await self._call(lambda: self._github.revoke(token))
 
     async def installation_repositories(self, token: Secret, *, page: int) -> RepositoryPage:
         raise AssertionError("no story lists repositories")

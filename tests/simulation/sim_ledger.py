@@ -326,7 +326,7 @@ class Ledger:
                 if github.alive(github.minted[sha]):
                     yield f"rule 6: {ending.request_id} left a live token ({sha[:8]})"
         for sha, one in github.minted.items():
-            if one.lies and one.told and github.alive(one) and not self.troubles:
+            if one.lies and one.heard and github.alive(one) and not self.troubles:
                 yield f"rule 1: a token with more than was asked for lives on ({sha[:8]})"
 
     # -- nothing acknowledged is lost ------------------------------------------------------------
