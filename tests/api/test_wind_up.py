@@ -9,6 +9,7 @@ import pytest
 from harness import Inside, World, bearer
 from stage import until
 
+from broker.issuing import minting
 from broker.ports import AuditFilter, Event
 from broker.sandbox.github import Fault
 
@@ -41,6 +42,17 @@ async def test_a_late_revocation_is_done_and_written(any_world: World) -> None:
     async with world.inside() as app:
         page = await app.broker.store.audit(AuditFilter(event=Event.TOKEN_REVOKED), cursor=None, limit=10)
     assert [row.event["repositories"] for row in page.items] == [["acme/widgets"]]
+
+
+async def test_a_late_revocation_is_tried_again_though_its_time_is_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a machine that was suspended between two tries: found by the simulation (seed 11271)."""
+    monkeypatch.setattr(minting, "_REVOKE_FOR_S", 0.0)
+    world.github.faults.add(Fault(route="revoke", status=500, times=1))
+    async with world.inside() as app:
+        token = await _overtaken_mint(world, app)
+        await until(lambda: world.github.tokens[token].revoked)
 
 
 async def test_a_late_revocation_that_hangs_is_told_by_its_hash(
