@@ -45,7 +45,6 @@ def parse_time(text: str, *, field: str) -> float:
 
 
 @lru_cache(4096)
-@lru_cache(1024)
 def rfc3339(unix_s: float) -> str:
     """Return Unix seconds as RFC 3339 UTC, to the second."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -363,7 +363,7 @@ def presented_key(request: Request) -> keys.PresentedKey:
         InvalidApiKeyError: none, more than one, another scheme, or a malformed key.
     """
     value = _authorization(request)
-    if not value.lower().startswith(_BEARER):
+    if value[: len(_BEARER)].lower() != _BEARER:
         raise InvalidApiKeyError("no Authorization: Bearer header")
     return _parsed(value[len(_BEARER) :])
 
