@@ -101,7 +101,7 @@ class Auditor:
         else:
             tally.count += 1
             tally.event = event
-            tally.asked = None
+            tally.line = tally.asked = None  # the line may show the key's old name
         if event.cached and tally.count >= _OFTEN:
             tally.line = Rendered.of(audit_body(replace(event, request_id=None, client_ip=None)))
 

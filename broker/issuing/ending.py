@@ -317,8 +317,12 @@ class Ender:
                 async with asyncio.timeout(_POLL_S):
                     await self._wake.wait()
             self._wake.clear()
-            with contextlib.suppress(StoreError):
+            try:
                 await self._work_off_once()
+            except StoreError:
+                pass  # told by the store; the next look may find it well
+            except Exception:  # noqa: BLE001 - the next look may find it well
+                _log.exception("working off revocations failed")
 
     async def _work_off_once(self) -> None:
         if not await self._store.doomed(None, limit=1):

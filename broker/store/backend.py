@@ -57,6 +57,8 @@ class Want:
 class View:
     """What one atomic read found, for all whose wants it answers; absent entries are absent from the maps.
 
+    So it is to be looked into by name, and never gone through.
+
     Attributes:
         sent_at: loop time at which the store was asked: what was written before that is in here.
         now: store time.

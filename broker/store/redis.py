@@ -444,8 +444,10 @@ class RedisBackend:
 
     async def paused(self, names: Sequence[str]) -> float:
         """Return the seconds that the longest of some pauses still lasts, 0 for none."""
-        view = await self.read(Want(strings=tuple(f"P:{name}" for name in names)))
-        return max((float(until) - view.now for until in view.strings.values()), default=0.0)
+        wanted = tuple(f"P:{name}" for name in names)
+        view = await self.read(Want(strings=wanted))
+        found = (view.strings.get(name) for name in wanted)
+        return max((float(until) - view.now for until in found if until is not None), default=0.0)
 
     async def gate(self, name: str, seconds: float) -> bool:
         """Take a gate if it is free."""

@@ -245,7 +245,9 @@ class Edge:
             if not self._draining():
                 raise
             # A drain ran out of time; what still runs then waits for GitHub.
-            await exchange.problem(GitHubTimeoutError("the process ends", public=ENDING))
+            ended = GitHubTimeoutError("the process ends", public=ENDING)
+            _tell(ended)
+            await exchange.problem(ended)
         except BrokerError as error:
             _tell(error)
             await exchange.problem(error)

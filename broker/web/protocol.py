@@ -8,9 +8,9 @@ us waiting longest goes first, so that idle or slow connections never crowd out 
 
 import asyncio
 import resource
-from typing import Final
+from typing import Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES: Final = 32 * 1024
 """Of a request line with all its headers; a little more may arrive with the read that goes beyond."""
@@ -87,13 +87,22 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        held = len(cycle.body) if cycle else 0
         super().data_received(data)
         if self._answered or self._in_head:
             # Only now: most heads come whole, and a timer costs. uvicorn has just forgotten its own.
             self._expect_head()
-        if self._in_head:
+        if self._in_head or (
+            # Neither head nor body: the trailers of a chunked body, or the lengths of its chunks.
+            cycle
+            and cycle is self.cycle
+            and cycle.more_body
+            and not cycle.response_complete
+            and len(cycle.body) == held
+        ):
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS:
+            if self._head_bytes > MAX_HEAD_BYTES:
                 self._drop()
         if self.transport.is_closing():
             self._expect_reading()
@@ -119,14 +128,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_head = True
         super().on_message_begin()
 
-    def on_headers_complete(self) -> None:
-        """A head is whole; what follows is bounded by who reads it.
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header, or a trailer of a chunked body; does itself what uvicorn's would, as there are many.
 
         Raises:
-            TooManyHeadersError: it has too many.
+            TooManyHeadersError: it is one too many.
         """
-        if len(self.headers) > MAX_HEADERS:
+        headers = self.headers
+        if len(headers) >= MAX_HEADERS:
             raise TooManyHeadersError
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """A head is whole; what follows is bounded by who reads it."""
         self._in_head = self._answered = False
         if self._head_timer is not None:
             self._head_timer = _cancel(self._head_timer)

@@ -37,6 +37,9 @@ _REMEMBERED: Final = 1024
 _REMEMBERED_BYTES: Final = 1024
 """So many bodies are remembered, and no longer ones."""
 
+_FEW: Final = 20
+"""So many repositories, at most, has a token whose part of the answer is remembered."""
+
 _TOKEN_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 
 
@@ -88,7 +91,9 @@ def _of_field(field: str, parse: Callable[[str], Parsed], text: str) -> Parsed:
 def _token_answer(issued: Issued) -> bytes:
     """Return a token as the contract shows it, as JSON."""
     token = issued.token
-    reach = _reach(token.repositories, token.permissions, token.installation_id)
+    few = token.repositories is None or len(token.repositories) <= _FEW
+    render = _reach if few else _reach.__wrapped__
+    reach = render(token.repositories, token.permissions, token.installation_id)
     secret, cached = _quoted(token.token.reveal()), "true" if issued.cached else "false"
     return (
         f'{{"token":{secret},"expires_at":"{rfc3339(token.expires_at)}",{reach},"cached":{cached}}}'.encode()

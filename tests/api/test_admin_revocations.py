@@ -10,11 +10,14 @@ import pytest
 from admin_stage import NOTHING, AdminStage, key_id, sha256_of
 from stage import until, wrap_backend
 
+from broker.issuing import ending
 from broker.model import Target, TargetKind
 from broker.ports import EndKind
 from broker.sandbox.faults import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness import World
 
 METADATA = {"metadata": "read"}
@@ -253,6 +256,31 @@ async def test_what_github_refuses_is_told_and_tried_again_until_dead(any_world:
                 return
             await asyncio.sleep(0.1)
         raise AssertionError("the background gave up")
+
+
+async def test_the_background_goes_on_after_a_surprise(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever goes wrong in it once: revoked tokens must not live on until a restart."""
+    monkeypatch.setattr(ending, "_POLL_S", 0.1)
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        token = await stage.issued(await app.key("acme/*"), "acme/widgets")
+        whole, surprises = app.broker.store._backend, 0
+
+        async def paused(names: Sequence[str]) -> float:
+            nonlocal surprises
+            if surprises < 2:
+                surprises += 1
+                raise ZeroDivisionError
+            return await whole.paused(names)
+
+        wrap_backend(app, paused=paused)
+        answer = await stage.call("POST", "/revocations", json={"owner": "acme", "reason": "x"})
+        assert answer.status_code == 200
+        assert answer.json()["revoked"] == 0
+        await until(lambda: not stage.alive(token), seconds=20)
+    assert "working off revocations failed" in caplog.text
 
 
 @pytest.mark.slow

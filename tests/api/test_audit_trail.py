@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import pytest
-from harness import World, unknown_key
+from harness import World, bearer, unknown_key
 from stage import database, events, pair, verdict, wrap_backend
 
 from broker.errors import StoreUnavailableError
@@ -93,6 +93,26 @@ async def test_repeated_hand_outs_are_one_record_and_a_count(
         assert len(found) == 3
         await app.broker.auditor.flush(everything=True)
         assert len(await events(app, "token.issued")) == 3
+
+
+async def test_a_line_shows_the_keys_name_of_its_time(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where most of the line was rendered when the key had another name."""
+    caplog.set_level(logging.INFO, "broker.audit")
+    async with world.inside() as app:
+        key, admin = await app.key("acme/*"), await app.key(admin=True)
+        for _ in range(5):
+            await app.token(key, "acme/widgets")
+        await app.broker.auditor.flush(everything=True)
+        caplog.clear()
+        renamed = await app.http.patch(
+            f"/v1/admin/keys/{key[5:17]}", json={"name": "renamed"}, headers=bearer(admin)
+        )
+        assert renamed.status_code == 200
+        for _ in range(5):
+            await app.token(key, "acme/widgets")
+        formatter = JsonFormatter()
+        lines = [json.loads(formatter.format(one)) for one in caplog.records if one.message == "token.issued"]
+        assert [line["key_name"] for line in lines] == ["renamed"] * 5
 
 
 async def test_refusals_are_stored_once_with_a_count(any_world: World) -> None:

@@ -297,6 +297,10 @@ async def test_read_leaves_out_what_is_not_there(store: Backend) -> None:
     assert abs(view.now - time.time()) < 2
 
 
+async def _in_a_task(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
 async def test_merged_reads_each_get_their_own(store: Backend) -> None:
     for number in range(60):
         await mint(store, scope=f"s{number}", blob=f"blob {number}".encode(), sha=f"sha{number}")
@@ -641,9 +645,19 @@ async def test_drop_token_drops_that_one_only(store: Backend) -> None:
 
 
 async def test_a_pause_is_never_shortened_and_ends(store: Backend) -> None:
+    await mint(store)
     await store.pause("app", 20)
     await store.pause("app", 1)
     assert 18 < await store.paused(["app"]) <= 20
+    in_one_batch = (
+        store.paused(["o:acme"]),
+        store.read(Want(strings=(f"T:{SCOPE}",))),
+        store.paused(["app"]),
+    )
+    alone, view, whole = await asyncio.gather(*map(_in_a_task, in_one_batch))
+    assert alone == 0
+    assert f"T:{SCOPE}" in view.strings
+    assert 18 < whole <= 20
     await store.pause("app", 40)
     assert 38 < await store.paused(["o:acme", "app"]) <= 40
     assert await store.paused(["o:acme"]) == 0

@@ -135,11 +135,51 @@ async def test_too_many_headers_are_refused() -> None:
             assert (await reader.readline()).split()[1] == status
 
 
-async def test_too_many_headers_are_cut_before_their_end() -> None:
+async def test_too_many_headers_are_not_kept_although_their_head_has_no_end() -> None:
     async with serving(hello) as served:
         reader, writer = await served.connect()
         writer.write(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * (protocol.MAX_HEADERS + 2))
+        assert (await reader.readline()).split()[1] == b"400"
+
+
+async def _reads_all(scope: Any, receive: Any, send: Any) -> None:
+    """Answers when the body has ended."""
+    while (await receive()).get("more_body"):
+        pass
+    await hello(scope, receive, send)
+
+
+async def test_trailers_count_as_headers() -> None:
+    """httptools gives them to whom it gives headers, after the head: nobody may send a million of them."""
+    async with serving(_reads_all) as served:
+        for count, status in ((protocol.MAX_HEADERS - 2, b"200"), (protocol.MAX_HEADERS - 1, b"400")):
+            reader, writer = await served.connect()
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n")
+            writer.write(b"a:b\r\n" * count + b"\r\n")
+            assert (await reader.readline()).split()[1] == status
+
+
+async def test_a_trailer_without_end_is_cut() -> None:
+    async with serving(_reads_all) as served:
+        reader, writer = await served.connect()
+        writer.write(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\na: ")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        for _ in range(4):
+            writer.write(b"x" * (protocol.MAX_HEAD_BYTES // 2))
+            await asyncio.sleep(0.02)
         assert await closed(reader) == b""
+
+
+async def test_a_body_in_small_chunks_is_not_taken_for_trailers() -> None:
+    async with serving(_reads_all) as served:
+        reader, writer = await served.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            writer.write(b"1\r\na\r\n" * 1000)
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
 
 
 @pytest.mark.parametrize("head", [b"GET /%s HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\na: %s\r\n\r\n"])
