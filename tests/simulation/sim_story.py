@@ -13,7 +13,7 @@ from sim_ledger import Ending, Given, History, Key, Ledger, Write, reach_of
 from sim_loop import Machine, StuckError, VirtualLoop
 from sim_replica import HOST, KEK, Parts, Replica, World
 from sim_store import EPOCH, Database, SimulatedSqlite, StoreClock, Wire
-from sim_weather import CALM, Weather
+from sim_weather import CALM, LATEST_S, Weather
 
 from broker.access.keys import PresentedKey, parse
 from broker.errors import BrokerError, InvalidApiKeyError, StoreError
@@ -291,7 +291,7 @@ class Story:
         world.weather.over = True
         world.database.down_until = world.github.down_until = 0.0
         until = self.now + REST_S
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(LATEST_S + 0.5 if world.weather.climate.late else 0.5)
         while self._waiting():
             if self.now > until:
                 self.ledger.violations.append(f"recovery: {self._waiting()} after {REST_S:g} s")

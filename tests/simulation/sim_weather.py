@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 NEVER = float("inf")
+LATEST_S = 4.0
+"""So long a late request is under way at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Weather:
             return Fate(there, NEVER) if chance.random() < 0.6 else Fate(NEVER, NEVER)
         if self._hits(climate.late):
             self.faults.append(self._time())
-            return Fate(chance.uniform(1, 4), NEVER, late=True)
+            return Fate(chance.uniform(1, LATEST_S), NEVER, late=True)
         return Fate(there, back)
 
     def github(self) -> Fate:
