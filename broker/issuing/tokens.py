@@ -91,11 +91,14 @@ class _Way:
 
     Attributes:
         refresh: the cached token is to be replaced.
+        bad: SHA-256 of that token, "" if there was none; None before the cache was looked at. Any other is
+            newer than the request, whoever minted it.
         through_gate: the one refresh in 30 s is this request's.
         fresh: SHA-256 of a token that was minted while this request waited.
     """
 
     refresh: bool
+    bad: str | None = None
     through_gate: bool = False
     fresh: str | None = None
 
@@ -253,7 +256,9 @@ class Issuer:
                 continue
             _serves(seen.installation())
             token = self._cached(seen, request, way)
-            if token is not None and way.refresh and token.sha256 != way.fresh:
+            if way.bad is None:
+                way.bad = token.sha256 if token is not None else ""
+            if token is not None and way.refresh and token.sha256 == way.bad:
                 token = await self._unless_refreshed(token, request.scope, way)
             if token is None:
                 with contextlib.suppress(OvertakenError):
