@@ -269,8 +269,9 @@ class Story:
         before_s = self.chance.choice((-10.0, 100.0, 270.0, 296.0, 500.0, 850.0, 1500.0))
         aged = self.chance.choice(live) if live else None
         seconds = max(60.0, aged.expires_at - github.now() - before_s) if aged else 700.0
+        began = self.now  # what is still under way in the background is overtaken by its own deadline
         self.world.loop.leap(seconds)
-        self.ledger.disturbances.append((self.now, self.now))
+        self.ledger.disturbances.append((began, self.now))
         self.tell(f"{seconds:.3f} s pass")
         await asyncio.sleep(0.05)
         await self._ask_many(next((one for one in SCOPES if aged and aged.of(one)), None))
