@@ -209,8 +209,11 @@ async def proxy(port: int, *, tls: ssl.SSLContext | None = None) -> AsyncIterato
         await server.wait_closed()
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a self-signed certificate for 127.0.0.1 and its key; return both paths."""
+def certificate(folder: Path, *, expired: tuple[Path, Path] | None = None) -> tuple[Path, Path]:
+    """Write a self-signed certificate for 127.0.0.1 and its key; return both paths.
+
+    Instead of self-signed it may be signed by ``expired``, and have ended an hour ago.
+    """
     import datetime as dt  # noqa: PLC0415 - few tests need this, and cryptography is slow to import
     import ipaddress  # noqa: PLC0415
 
@@ -221,19 +224,24 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = dt.datetime.now(dt.UTC)
+    signer, ends, authority = key, now + dt.timedelta(days=1), True
+    if expired is not None:
+        loaded = serialization.load_pem_private_key(expired[1].read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signer, ends, authority = loaded, now - dt.timedelta(hours=1), False
     built = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + dt.timedelta(days=1))
+        .not_valid_before(ends - dt.timedelta(days=2))
+        .not_valid_after(ends)
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
         )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .sign(signer, hashes.SHA256())
     )
     cert_path, key_path = folder / "server.crt", folder / "server.key"
     cert_path.write_bytes(built.public_bytes(serialization.Encoding.PEM))

@@ -1,5 +1,6 @@
 """The register of API keys; each change of one is a compare-and-set of its whole record in the store."""
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from broker.ports import AuditEvent, Event, KeyEntry, Page, ReadQuery, Store
 from broker.wording import MAX_TEXT, parse_text
 
 _ATTEMPTS: Final = 10
+_IN_DOUBT_S: Final = 3.0
+_AGAIN_S: Final = 0.25
 
 
 class Keep(Enum):
@@ -223,6 +226,8 @@ class KeyRegister:
         Raises:
             NotFoundError: there is no such key.
             ConflictError: it has ended, or it is the one from the settings.
+            StoreUnavailableError: the new key, if there is one, is shown to nobody; the old one holds, or it
+                ends as was asked for, which nobody could tell for some seconds.
         """
         for _ in range(_ATTEMPTS):
             entry = await self._changeable(key_id)
@@ -252,10 +257,23 @@ class KeyRegister:
             after = replace(entry.record, expires_at=min(ends, entry.record.expires_at or ends))
         else:
             after = replace(entry.record, revoked_at=int(now))
-        if await self._store.write_key(entry, after, event) is None:
-            return False
-        self._log(event)
-        return True
+        # A write without an answer may stand: then this key has ended, and nobody has the new one. So it is
+        # made again until it is known; should that take too long, the admin is told to look.
+        until = asyncio.get_running_loop().time() + _IN_DOUBT_S
+        while True:
+            try:
+                if await self._store.write_key(entry, after, event) is not None:
+                    self._log(event)
+                    return True
+                found = await self.show(after.id)
+            except StoreUnavailableError:
+                if asyncio.get_running_loop().time() >= until:
+                    raise
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            if replace(found.record, version=after.version) != after:
+                return False
+            entry = found  # it stood; this time its answer counts
 
     async def revoke(
         self, key_id: str, *, by: str, actor: Actor | None = None, kill: bool = False

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from admin_stage import NOTHING, AdminStage, key_id
 from harness import World, bearer, unknown_key
 from stage import HandClock, wrap_backend
+
+from broker.errors import StoreUnavailableError
+from broker.issuing import keys
+
+if TYPE_CHECKING:
+    from broker.store.backend import KeyWriteArgs
 
 
 async def test_create_show_list_and_change(any_world: World) -> None:
@@ -304,6 +310,66 @@ async def test_rotation_without_an_overlap_ends_the_old_key_at_once(any_world: W
             refused = await stage.call("POST", f"/keys/{rotated.json()['id']}/rotate", json=body)
             assert refused.status_code == 422
         assert (await app.token(rotated.json()["key"], "acme/widgets")).status_code == 200
+
+
+@pytest.mark.parametrize("overlap_s", [0, 3600])
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
+async def test_a_rotation_with_an_answer_lost_leaves_nobody_without_a_key(
+    world: World, overlap_s: int, *, done: bool
+) -> None:
+    """What ends the old key is written again until it is known to stand: the new one is shown then."""
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        old = await stage.made("acme/*")
+        whole = app.broker.store._backend
+        lost = 0
+
+        async def write_key(args: KeyWriteArgs) -> Any:
+            nonlocal lost
+            if args.key_id != old["id"] or lost == 2:
+                return await whole.write_key(args)
+            lost += 1
+            if done:
+                await whole.write_key(args)
+            raise StoreUnavailableError("the answer is lost")
+
+        wrap_backend(app, write_key=write_key)
+        rotated = await stage.call("POST", f"/keys/{old['id']}/rotate", json={"overlap_seconds": overlap_s})
+        assert (rotated.status_code, lost) == (201, 2)
+        assert (await app.token(rotated.json()["key"], "acme/widgets")).status_code == 200
+        expected = 200 if overlap_s else 401
+        assert (await app.token(old["key"], "acme/widgets")).status_code == expected
+        assert rotated.json()["expires_at"] is None
+        listed = (await stage.call("GET", "/keys")).json()["keys"]
+        assert [one["id"] for one in listed] == [key_id(stage.admin), old["id"], rotated.json()["id"]]
+
+
+async def test_a_rotation_that_the_store_does_not_take_can_be_repeated(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_IN_DOUBT_S", 0.3)
+    async with world.inside() as app:
+        stage = await AdminStage.of(world, app)
+        old = await stage.made("acme/*")
+        path = f"/keys/{old['id']}/rotate"
+        whole = app.broker.store._backend
+
+        async def write_key(args: KeyWriteArgs) -> Any:
+            if args.key_id == old["id"]:
+                raise StoreUnavailableError("away")
+            return await whole.write_key(args)
+
+        tried = wrap_backend(app, write_key=write_key)
+        refused = await stage.call("POST", path)
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        assert tried.calls["write_key"] > 3  # of the new key twice
+        assert (await app.token(old["key"], "acme/widgets")).status_code == 200
+        listed = (await stage.call("GET", "/keys")).json()["keys"]
+        unshown = [one for one in listed if one["id"] not in {old["id"], key_id(stage.admin)}]
+        assert [one["revoked_at"] is None for one in unshown] == [False]
+        app.broker.store._backend = whole
+        assert (await stage.call("POST", path)).status_code == 201
+        assert (await app.token(old["key"], "acme/widgets")).status_code == 401
 
 
 async def test_an_admin_rotates_itself(any_world: World) -> None:

@@ -159,6 +159,7 @@ class Bench:
     relay: Relay
     good: tuple[Path, Path]
     other: tuple[Path, Path]
+    expired: tuple[Path, Path]
 
     def config(self, **values: str) -> None:
         for name, value in values.items():
@@ -216,6 +217,13 @@ class Bench:
         yield
         self.relay.show(self.good)
 
+    @asynccontextmanager
+    async def expired_certificate(self) -> AsyncIterator[None]:
+        self.relay.show(self.expired)
+        self.relay.cut()
+        yield
+        self.relay.show(self.good)
+
 
 AWAY_IN: dict[str, Callable[[Bench], AbstractAsyncContextManager[None]]] = {
     "killed, restarted with its data": Bench.killed,
@@ -225,6 +233,7 @@ AWAY_IN: dict[str, Callable[[Bench], AbstractAsyncContextManager[None]]] = {
     "cut off from its replicas": Bench.cut_off,
     "its password changed": Bench.other_password,
     "another certificate": Bench.other_certificate,
+    "its certificate expired": Bench.expired_certificate,
 }
 
 
@@ -233,13 +242,14 @@ AWAY_IN: dict[str, Callable[[Bench], AbstractAsyncContextManager[None]]] = {
 async def test_redis_in_every_kind_of_trouble(world: World, tmp_path: Path) -> None:
     """One service lives through all of it; it is never restarted."""
     good, other = [certificate(made_in(tmp_path / name)) for name in ("good", "other")]
+    expired = certificate(made_in(tmp_path / "expired"), expired=good)
     admin, environment = prepared(world)
     server = RedisServer(tmp_path / "redis", persistent=True, password="first")
     with running(server):
         async with Relay(server.port, certificate=good).running() as relay:
             world.store_url = f"rediss://:first@127.0.0.1:{relay.port}?ssl_ca_certs={good[0]}"
             service = await asyncio.to_thread(lambda: world.service(**environment))
-            bench = Bench(server, relay, good, other)
+            bench = Bench(server, relay, good, other, expired)
             async with Outage.of(world, service, admin) as outage:
                 for name, fault in AWAY_IN.items():
                     outage.ended.clear()
@@ -253,6 +263,7 @@ async def test_redis_in_every_kind_of_trouble(world: World, tmp_path: Path) -> N
                 print(f"full: back after {await outage.comes_back():.1f} s")
         assert "Traceback" not in service.log()
         assert "first@" not in service.log()
+        assert "certificate has expired" in service.log()
 
 
 def made_in(folder: Path) -> Path:

@@ -30,6 +30,7 @@ IN_DOUBT = (
     "it is not tried again, because the key may have been made all the same: look at 'broker-cli admin keys"
     " list', and revoke what nobody has"
 )
+ROTATION_IN_DOUBT = f"{IN_DOUBT}; if the old one ends with it, make a new one"
 
 
 def _options(*options: Callable[[Decorated], Decorated]) -> Callable[[Decorated], Decorated]:
@@ -234,7 +235,7 @@ def rotate(flags: Flags, *, key_id: str, overlap: str, as_json: bool) -> None:
     if overlap_s > MAX_OVERLAP_S:
         raise UsageError("--overlap is at most 7d")
     with open_broker(flags) as broker:
-        reply = broker.post_once(f"{path}/rotate", {"overlap_seconds": overlap_s}, doubt=IN_DOUBT)
+        reply = broker.post_once(f"{path}/rotate", {"overlap_seconds": overlap_s}, doubt=ROTATION_IN_DOUBT)
         answer = _checked_key(broker, reply)
     _write_key(answer, as_json=as_json)
 
