@@ -16,12 +16,15 @@ from broker.issuing.keys import KeyRegister
 from broker.issuing.minting import Minter, MintSettings
 from broker.issuing.tokens import Issuer, IssueSettings
 from broker.issuing.turns import Turns
+from broker.ports import GitHub, Meter
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 
 HOST = "github.com"
 MIN_TTL_S = 300.0
 REFRESH_AHEAD_S = 900.0
+TTL_S = 600.0
+COOLDOWN_S = 10.0
 KEK = KeyEncryptionKey.of_secret(b"the key of all simulated stores ", origin="a simulation")
 
 
@@ -46,6 +49,55 @@ class World:
     parts: Parts
 
 
+@dataclass
+class Rooms:
+    """The use cases of one process."""
+
+    installations: Installations
+    minter: Minter
+    auditor: Auditor
+    issuer: Issuer
+    keys: KeyRegister
+    ender: Ender
+    hooks: HookReactor
+
+    @classmethod
+    def of(cls, store: SealedStore, github: GitHub, parts: Parts, meter: Meter | None = None) -> "Rooms":
+        turns = Turns(total=48, per_owner=16)
+        installations = Installations(store, github, turns, host=HOST, ttl_s=TTL_S, cooldown_s=COOLDOWN_S)
+        minter = parts.minter(
+            store,
+            github,
+            installations,
+            turns,
+            MintSettings(cooldown_s=COOLDOWN_S, budget_per_minute=120),
+            grant_hint=lambda: None,
+            meter=meter,
+        )
+        auditor = Auditor(store)
+        issuer = parts.issuer(
+            store,
+            admin=None,
+            minter=minter,
+            installations=installations,
+            limits=RateLimiter(store),
+            auditor=auditor,
+            settings=IssueSettings(
+                min_ttl_s=MIN_TTL_S, refresh_ahead_s=REFRESH_AHEAD_S, timeout_s=25.0, allowed_owners=None
+            ),
+        )
+        ender = Ender(store, github, auditor, meter)
+        return cls(
+            installations, minter, auditor, issuer, KeyRegister(store), ender, HookReactor(store, auditor)
+        )
+
+    def start(self) -> None:
+        self.installations.start()
+        self.auditor.start()
+        self.ender.start()
+        self.hooks.start()
+
+
 class Replica:
     """A process of the broker."""
 
@@ -61,36 +113,10 @@ class Replica:
         backend = parts.backend(
             lambda: Wire(world.loop, machine, world.database, world.weather), StoreClock(world.loop)
         )
-        github = GitHubLine(world.github, machine)
         self.store = store = parts.store(backend, [KEK])
-        turns = Turns(total=48, per_owner=16)
-        installations = Installations(store, github, turns, host=HOST, ttl_s=600.0, cooldown_s=10.0)
-        self.minter = minter = parts.minter(
-            store,
-            github,
-            installations,
-            turns,
-            MintSettings(cooldown_s=10.0, budget_per_minute=120),
-            grant_hint=lambda: None,
-        )
-        self.auditor = auditor = Auditor(store)
-        self.issuer = parts.issuer(
-            store,
-            admin=None,
-            minter=minter,
-            installations=installations,
-            limits=RateLimiter(store),
-            auditor=auditor,
-            settings=IssueSettings(
-                min_ttl_s=MIN_TTL_S, refresh_ahead_s=REFRESH_AHEAD_S, timeout_s=25.0, allowed_owners=None
-            ),
-        )
-        self.keys = KeyRegister(store)
-        self.ender = Ender(store, github, auditor)
-        self.hooks = HookReactor(store, auditor)
+        rooms = Rooms.of(store, GitHubLine(world.github, machine), parts)
+        self.minter, self.auditor, self.issuer = rooms.minter, rooms.auditor, rooms.issuer
+        self.keys, self.ender, self.hooks = rooms.keys, rooms.ender, rooms.hooks
         await store.open()
-        installations.start()
-        auditor.start()
-        self.ender.start()
-        self.hooks.start()
+        rooms.start()
         self.ready = True
