@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,3 +164,28 @@ def scope(*names: str) -> Scope:
     if not names:
         return Scope.of_owner(HOST, "acme", DEFAULT_PERMISSIONS)
     return Scope.of_repositories(HOST, [RepositoryName("acme", name) for name in names], DEFAULT_PERMISSIONS)
+
+
+def after(seconds: float, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Return ``call`` with seconds before it."""
+
+    async def late(*arguments: Any, **named: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return await call(*arguments, **named)
+
+    return late
+
+
+def failing(error: BrokerError, *, times: int = 1 << 30, then: Callable[..., Any] | None = None) -> Any:
+    """Return a call that fails so many times, and is ``then`` afterwards."""
+    left = times
+
+    async def fails(*arguments: Any, **named: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            assert then is not None
+            return await then(*arguments, **named)
+        raise error
+
+    return fails

@@ -1,16 +1,14 @@
 """Looking up and watching installations, call by call: who asks GitHub, when, and what of it is kept."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from sim_bench import Bench, Process
+from sim_bench import Bench, Process, after, failing
 from sim_replica import COOLDOWN_S, TTL_S
 
 from broker.errors import (
-    BrokerError,
     GitHubError,
     GitHubRateLimitedError,
     GitHubTimeoutError,
@@ -27,28 +25,6 @@ WIDGETS = RepositoryName("acme", "widgets")
 async def learned(process: Process) -> Installation:
     """Have the process look acme up."""
     return await process.rooms.installations.find("acme", WIDGETS)
-
-
-def after(seconds: float, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def late(*arguments: Any, **named: Any) -> Any:
-        await asyncio.sleep(seconds)
-        return await call(*arguments, **named)
-
-    return late
-
-
-def failing(error: BrokerError, *, times: int = 1 << 30, then: Callable[..., Any] | None = None) -> Any:
-    left = times
-
-    async def fails(*arguments: Any, **named: Any) -> Any:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            assert then is not None
-            return await then(*arguments, **named)
-        raise error
-
-    return fails
 
 
 # -- finding ---------------------------------------------------------------------------------------
