@@ -1,0 +1,621 @@
+"""Issuing, step by step: what a request costs, which token it gets, what is said of a refusal."""
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sim_bench import ADMIN, ORIGIN, Bench, Process, after, failing, scope
+from sim_replica import TTL_S
+
+from broker.access.keys import PresentedKey, generate
+from broker.errors import (
+    BlockedError,
+    BrokerError,
+    ForbiddenError,
+    GitHubTimeoutError,
+    GitHubUnavailableError,
+    InstallationSuspendedError,
+    InvalidApiKeyError,
+    InvalidRequestError,
+    OvertakenError,
+    RateLimitedError,
+    StoreUnavailableError,
+)
+from broker.issuing import tokens as issuing
+from broker.issuing.keys import KeyPolicy
+from broker.issuing.tokens import Origin
+from broker.model import ApiKeyRecord, Role, Target, TargetKind
+from broker.ports import AuditEvent, EndKind, HandResult, ReadQuery
+
+WIDGETS = Target(TargetKind.REPOSITORY, "acme/widgets")
+
+
+def calls(process: Process, name: str) -> int:
+    found: int = process.store.calls.get(name, 0)
+    return found
+
+
+def asked(process: Process) -> dict[str, int]:
+    """Return how often the store was asked what; its clock is in this process."""
+    return {name: number for name, number in process.store.calls.items() if name != "now"}
+
+
+def logged(process: Process) -> list[AuditEvent]:
+    """Return the list that lines of the log go to from now on."""
+    lines: list[AuditEvent] = []
+    process.rooms.auditor.log = lines.append  # type: ignore[method-assign]
+    return lines
+
+
+async def denials(process: Process) -> list[dict[str, Any]]:
+    return await process.events("token.denied")
+
+
+def with_settings(process: Process, **settings: Any) -> None:
+    issuer = process.rooms.issuer
+    issuer._settings = replace(issuer._settings, **settings)
+
+
+# -- what a request costs --------------------------------------------------------------------------
+
+
+def test_a_warm_request_is_one_read_and_the_first_one_of_a_key_one_step_more(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key, other = await one.key("acme/*"), await one.key("acme/*")
+        first = await one.issue(key, "widgets")
+        assert first.cached is False
+        one.store.calls.clear()
+        for _ in range(5):
+            again = await one.issue(key, "widgets")
+            assert (again.token, again.cached) == (first.token, True)
+        assert asked(one) == {"read": 5}
+        assert (await one.issue(other, "widgets")).token == first.token
+        assert asked(one) == {"read": 6, "hand": 1}
+        assert one.asked("mint") == 1
+
+    bench.play(story())
+
+
+def test_a_cold_request_reads_again_after_the_mint(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        await one.rooms.installations.find("acme", None)
+        one.store.calls.clear()
+        await one.issue(key, "widgets")
+        assert asked(one) == {"read": 2, "acquire": 1, "commit": 1, "hand": 1}
+        (issued,) = await one.events("token.issued")
+        assert (issued["cached"], issued["count"]) == (False, 1)
+
+    bench.play(story())
+
+
+def test_so_many_hand_outs_are_remembered(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are forgotten, which costs a step of the store and nothing else."""
+    monkeypatch.setattr(issuing, "_HANDED_REMEMBERED", 2)
+
+    async def story() -> None:
+        one = await bench.process()
+        keys = [await one.key("acme/*") for _ in range(3)]
+        for key in keys:
+            await one.issue(key, "widgets")
+        assert len(one.rooms.issuer._handed) == 2
+        hands = calls(one, "hand")
+        for key in keys[1:]:
+            await one.issue(key, "widgets")
+        assert calls(one, "hand") == hands
+        await one.issue(keys[0], "widgets")
+        assert calls(one, "hand") == hands + 1
+        assert len(await one.events("token.issued")) == 3
+
+    bench.play(story())
+
+
+def test_a_keys_limit_counts_each_request_once(bench: Bench) -> None:
+    """Also one that comes back from a mint, or is decided anew."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*", limit=2)
+        await one.issue(key, "widgets")  # cold: decided twice
+        await one.issue(key, "widgets")
+        assert isinstance(await one.refused(key, "widgets"), RateLimitedError)
+        (denied,) = await denials(one)
+        assert denied["code"] == "rate_limited"
+
+    bench.play(story())
+
+
+# -- which token -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("min_ttl_s", "left_s", "same"), [(0, 302, True), (0, 298, False), (900, 902, True),
+                                                         (900, 898, False), (100, 298, False)])  # fmt: skip
+def test_a_cached_token_lives_long_enough(bench: Bench, min_ttl_s: int, left_s: float, *, same: bool) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        with_settings(one, refresh_ahead_s=0.0)
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
+        await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
+        again = await one.issue(key, "widgets", min_ttl_s=min_ttl_s)
+        assert (again.token == first) is same
+        assert again.cached is same
+
+    bench.play(story())
+
+
+@pytest.mark.parametrize(("left_s", "refreshed"), [(902.0, False), (898.0, True)])
+def test_a_refresh_begins_so_long_before_the_end(bench: Bench, left_s: float, *, refreshed: bool) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
+        await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
+        assert (await one.issue(key, "widgets")).token == first
+        await asyncio.sleep(0.5)
+        assert one.asked("mint") == (2 if refreshed else 1)
+        assert ((await one.issue(key, "widgets")).token == first) is not refreshed
+
+    bench.play(story())
+
+
+def test_a_refresh_that_failed_a_moment_ago_is_not_begun_again(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
+        await asyncio.sleep(first.expires_at - one.sealed.now() - 800)
+        one.github_does(mint=failing(GitHubUnavailableError("500")))
+        for _ in range(3):
+            assert (await one.issue(key, "widgets")).token == first
+            await asyncio.sleep(0.5)
+        assert one.asked("mint") == 2
+
+    bench.play(story())
+
+
+def test_refresh_is_one_mint_in_half_a_minute(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        second = await one.issue(key, "widgets", refresh=True)
+        assert second.token != first
+        assert second.cached is False
+        third = await one.issue(key, "widgets", refresh=True)
+        assert (third.token, third.cached) == (second.token, True)
+        await asyncio.sleep(31)
+        assert (await one.issue(key, "widgets", refresh=True)).token != second.token
+
+    bench.play(story())
+
+
+def test_a_refresh_is_not_held_up_by_a_failure_that_cools_down(bench: Bench) -> None:
+    """The caller says that the token is bad; others are given the failure, or the old one."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        mint = one.line._inner.mint
+        one.github_does(mint=failing(GitHubUnavailableError("500"), times=1, then=mint))
+        assert isinstance(await one.refused(key, "widgets"), GitHubUnavailableError)
+        one.store.calls.clear()
+        assert isinstance(await one.refused(key, "widgets"), GitHubUnavailableError)
+        assert calls(one, "acquire") == 0  # READ has told it
+        assert isinstance(await one.refused(key, "widgets", refresh=True), GitHubUnavailableError)
+        assert calls(one, "acquire") == 1
+        assert one.asked("mint") == 1
+
+    bench.play(story())
+
+
+def test_a_refresh_whose_gate_was_passed_is_not_asked_for_it_again(bench: Bench) -> None:
+    """A refresh that is overtaken is decided anew, and still is the one that may mint."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        mint = one.line._inner.mint
+        ended = False
+
+        async def overtaken(*arguments: Any, **named: Any) -> Any:
+            nonlocal ended
+            minted = await mint(*arguments, **named)
+            if not ended:
+                ended = True
+                await one.sealed.end(EndKind.DROP, WIDGETS, None, by="hook", reason="a hook")
+            return minted
+
+        one.github_does(mint=overtaken)
+        again = await one.issue(key, "widgets", refresh=True)
+        assert again.token != first
+        assert (again.cached, one.asked("mint"), calls(one, "refresh_gate")) == (False, 3, 1)
+
+    bench.play(story())
+
+
+def test_a_token_of_an_installation_that_was_replaced_is_not_served(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        lead = await one.sealed.lease("o:acme")
+        assert lead is not None
+        bench.github.install("acme", ["widgets"])
+        found = replace(bench.github.installed["acme"], checked_at=one.sealed.now())
+        await one.sealed.put_owner(lead, "acme", found, event=AuditEvent(issuing.Event.OWNER_CHANGED))
+        await one.sealed.release(lead)
+        second = (await one.issue(key, "widgets")).token
+        assert second.installation_id != first.installation_id
+
+    bench.play(story())
+
+
+def test_a_token_that_the_register_has_no_more_is_dropped(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        answers = [HandResult.GONE, HandResult.STALE]
+
+        async def hand(*arguments: Any, **named: Any) -> HandResult:
+            return answers.pop() if answers else await one.sealed.hand(*arguments, **named)
+
+        one.store_does(hand=hand)
+        assert (await one.issue(key, "widgets")).cached is False
+        assert calls(one, "drop_token") == 1
+        assert one.asked("mint") == 2
+
+    bench.play(story())
+
+
+def test_what_keeps_changing_is_given_up_in_the_end(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        one.rooms.issuer._handed.clear()
+
+        async def stale(*_: object, **__: object) -> HandResult:
+            return HandResult.STALE
+
+        one.store_does(hand=stale)
+        one.store.calls.clear()
+        error = await one.refused(key, "widgets")
+        assert (type(error), error.retry_after_s) == (StoreUnavailableError, 1.0)
+        assert one.store.calls["hand"] == one.store.calls["read"] == 5
+        assert one.rooms.issuer._handed == {}
+        (denied,) = await denials(one)
+        assert denied["code"] == "store_unavailable"
+
+    bench.play(story())
+
+
+def test_a_mint_that_is_overtaken_is_tried_again_by_the_same_request(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        mint = one.line._inner.mint
+        ends = 2
+
+        async def overtaken(*arguments: Any, **named: Any) -> Any:
+            nonlocal ends
+            minted = await mint(*arguments, **named)
+            if ends:
+                ends -= 1
+                await one.sealed.end(EndKind.REVOKE, WIDGETS, None, by="ops", reason="leaked")
+            return minted
+
+        one.github_does(mint=overtaken)
+        issued = await one.issue(key, "widgets")
+        await asyncio.sleep(1)
+        assert bench.alive() == [issued.token.sha256]
+        assert one.asked("mint") == 3
+
+    bench.play(story())
+
+
+# -- what does not serve ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "kind"), [("account_id", BlockedError), ("suspended", InstallationSuspendedError)]
+)
+def test_an_installation_that_does_not_serve_refuses_what_is_cached(
+    bench: Bench, what: str, kind: type[BrokerError]
+) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        known = await one.known()
+        assert known is not None
+        await one.rooms.installations.learn("acme", known, replace(known, **{what: 4711}))
+        error = await one.refused(key, "widgets")
+        assert type(error) is kind
+        if kind is BlockedError:
+            assert error.public.startswith("Another GitHub account now has this owner's name.")
+        assert one.asked("mint") == 1
+
+    bench.play(story())
+
+
+def test_a_block_is_told_and_nothing_is_minted(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key, stranger = await one.key("acme/*"), await one.key("globex/*")
+        await one.rooms.ender.block(WIDGETS, ADMIN, reason="incident")
+        assert type(await one.refused(key, "widgets")) is BlockedError
+        assert type(await one.refused(stranger, "widgets")) is ForbiddenError  # policy first
+        assert one.asked("mint") == 0
+
+    bench.play(story())
+
+
+def test_an_old_picture_is_looked_at_again_before_it_serves(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        assert "acme" not in one.rooms.installations._in_use or one.asked("installation") == 0
+        await asyncio.sleep(TTL_S - 5)
+        await one.issue(key, "widgets")
+        assert "acme" in one.rooms.installations._in_use
+        assert one.asked("installation") == 0
+        await asyncio.sleep(10)
+        assert (await one.issue(key, "widgets")).token == first
+        assert one.asked("installation") == 1
+        await asyncio.sleep(TTL_S + 5)
+        bench.github.install("acme", ["widgets"])
+        second = (await one.issue(key, "widgets")).token
+        assert second.installation_id != first.installation_id
+
+    bench.play(story())
+
+
+def test_the_requests_own_time_ends_a_wait_for_github(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        one.github_does(mint=after(40, one.line._inner.mint))
+        began = bench.loop.time()
+        error = await one.refused(key, "widgets")
+        assert type(error) is GitHubTimeoutError
+        assert 24.9 < bench.loop.time() - began < 25.1
+        (denied,) = await denials(one)
+        assert (denied["code"], denied["key_id"], denied["repositories"]) == (
+            "github_unavailable", key.id, ["acme/widgets"],
+        )  # fmt: skip
+        await asyncio.sleep(20)
+        assert (await one.issue(key, "widgets")).cached is True  # it went on
+
+    bench.play(story())
+
+
+def test_the_requests_own_time_ends_a_wait_for_a_picture(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        with_settings(one, timeout_s=2.0)
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        await asyncio.sleep(TTL_S + 1)
+        one.github_does(installation=after(40, one.line._inner.installation))
+        began = bench.loop.time()
+        assert type(await one.refused(key, "widgets")) is GitHubTimeoutError
+        assert 1.9 < bench.loop.time() - began < 2.1
+
+    bench.play(story())
+
+
+# -- who asks --------------------------------------------------------------------------------------
+
+
+def wrong(key: PresentedKey) -> PresentedKey:
+    """Return another key of the same id."""
+    return replace(generate()[1], id=key.id)
+
+
+def test_strangers_are_on_the_log_alone_and_from_one_address_in_few_lines(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        lines = logged(one)
+        for number in range(60):
+            told = await one.refused(generate()[1] if number % 2 else wrong(key), "widgets")
+            assert type(told) is InvalidApiKeyError
+        assert len(lines) < 45
+        assert {(str(each.event), each.code, each.key_id) for each in lines} == {
+            ("token.denied", "invalid_api_key", None)
+        }
+        assert {(each.request_id, each.client_ip) for each in lines} == {("request-1", "192.0.2.7")}
+        assert [each.count for each in lines[:29]] == [None] * 29
+        await asyncio.sleep(11)
+        before = len(lines)
+        await one.refused(generate()[1], "widgets")
+        assert (lines[before].count or 0) > 10 or len(lines) == before + 1
+        assert sum(each.count or 1 for each in lines) <= 61
+        assert await denials(one) == []
+        assert (await one.issue(key, "widgets")).cached is False
+
+    bench.play(story())
+
+
+def test_a_flood_of_strangers_waits_and_a_known_key_does_not(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key, fresh = await one.key("acme/*"), await one.key("acme/*")
+        await one.issue(key, "widgets")
+        for _ in range(35):
+            await one.refused(generate()[1], "widgets")
+
+        async def took(presented: PresentedKey) -> float:
+            began = bench.loop.time()
+            await one.issue(presented, "widgets")
+            return bench.loop.time() - began
+
+        assert await took(key) < 0.1
+        assert await took(fresh) > 0.2  # good, and not yet seen
+        assert await took(fresh) < 0.1
+
+    bench.play(story())
+
+
+def test_a_key_whose_record_changed_in_that_moment_is_read_again(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        inner = one.rooms.issuer._authenticated
+        overtaken = 1
+
+        def authenticated(*arguments: Any) -> ApiKeyRecord:
+            nonlocal overtaken
+            overtaken -= 1
+            if overtaken >= 0:
+                raise OvertakenError("an older record than one that was seen")
+            return inner(*arguments)
+
+        one.rooms.issuer._authenticated = authenticated  # type: ignore[method-assign]
+        one.store.calls.clear()
+        await one.issue(key, "widgets")
+        assert one.store.calls["read"] == 2
+        overtaken = 2
+        assert isinstance(await one.refused(key, "widgets"), OvertakenError)
+
+    bench.play(story())
+
+
+def test_the_key_from_the_settings_needs_no_record(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        presented = generate()[1]
+        policy = KeyPolicy("bootstrap", Role.ADMIN, ("acme/*",), ("contents", "metadata"))
+        one.rooms.issuer.admin = ApiKeyRecord(
+            presented.id, presented.sha256, policy.name, policy.role, policy.repositories, policy.permissions,
+            created_at=0, created_by="settings",
+        )  # fmt: skip
+        assert (await one.issue(presented, "widgets")).cached is False
+        assert type(await one.refused(wrong(presented), "widgets")) is InvalidApiKeyError
+        assert type(await one.refused(generate()[1], "widgets")) is InvalidApiKeyError
+        assert (await one.rooms.issuer.who(presented, ORIGIN))[1] is None
+
+    bench.play(story())
+
+
+def test_a_limit_that_is_used_up_is_audited_whatever_was_asked(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*", limit=2)
+        issuer = one.rooms.issuer
+        caller, used_at = await issuer.who(key, ORIGIN)
+        assert (caller.id, used_at) == (key.id, None)
+        await issuer.admitted(key, ORIGIN)
+        lines = logged(one)
+        with pytest.raises(RateLimitedError):
+            await issuer.admitted(key, ORIGIN)
+        who = {"key_id": key.id, "key_name": "test", "request_id": "request-1", "client_ip": "192.0.2.7"}
+        (denied,) = await denials(one)
+        assert denied == {
+            "event": "token.denied", **who, "code": "rate_limited", "count": 1, "reason": denied["reason"],
+        }  # fmt: skip
+        with pytest.raises(RateLimitedError):
+            await issuer.refuse(key, InvalidRequestError("not a shape"), ORIGIN)
+        assert [each.code for each in lines] == ["rate_limited", "rate_limited"]
+
+    bench.play(story())
+
+
+def test_a_request_that_makes_no_sense_is_audited_once_it_is_known_whose_it_is(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        lines = logged(one)
+        await one.rooms.issuer.refuse(key, InvalidRequestError("not a shape"), ORIGIN)
+        (denied,) = await denials(one)
+        assert denied == {
+            "event": "token.denied",
+            "key_id": key.id,
+            "key_name": "test",
+            "request_id": "request-1",
+            "client_ip": "192.0.2.7",
+            "code": "invalid_request",
+            "reason": "not a shape",
+            "count": 1,
+        }
+        assert len(lines) == 1
+        with pytest.raises(InvalidApiKeyError):
+            await one.rooms.issuer.refuse(generate()[1], InvalidRequestError("not a shape"), ORIGIN)
+        assert len(await denials(one)) == 1
+
+    bench.play(story())
+
+
+def test_when_a_key_was_last_used_is_told_to_the_minute(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        await one.rooms.auditor.flush(everything=True)
+        _, used_at = await one.rooms.issuer.who(key, ORIGIN)
+        assert used_at is not None
+        assert 0 <= one.sealed.now() - used_at <= 60
+
+    bench.play(story())
+
+
+def test_what_a_refusal_says_of_what_was_asked(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("globex/*")
+        lines = logged(one)
+        names = [f"r{number:02}" for number in range(30)]
+        await one.refused(key, *names)
+        await one.refused(key)
+        some, wide = lines
+        assert some.repositories == tuple(f"acme/{name}" for name in names[:20])
+        assert (some.permissions, some.owner) == (("contents", "metadata"), "acme")
+        assert (wide.repositories, wide.owner) == (None, "acme")
+
+    bench.play(story())
+
+
+def test_what_differs_only_in_who_asks_is_one_record_and_its_line_says_who(bench: Bench) -> None:
+    """From some hand-outs on the line is rendered once; what is asked by others is not mixed up with it."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key, other = await one.key("acme/*"), await one.key("acme/*")
+        for number in range(30):
+            request = issuing.TokenRequest(scope("widgets"))
+            for presented in (key, other):
+                await one.rooms.issuer.issue(presented, request, Origin(f"request-{number}", "192.0.2.8"))
+        await one.rooms.auditor.flush(everything=True)
+        told = await one.events("token.issued")
+        for presented in (key, other):
+            first, counted = [each for each in told if each["key_id"] == presented.id]
+            assert (first["count"], counted["count"]) == (1, 29)
+            assert (counted["request_id"], counted["client_ip"]) == ("request-29", "192.0.2.8")
+            assert counted["cached"] is True
+
+    bench.play(story())
+
+
+def test_a_read_that_fails_is_told_and_no_stranger_is_counted(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        one.store_does(read=failing(StoreUnavailableError("away")))
+        for _ in range(40):
+            assert type(await one.refused(key, "widgets")) is StoreUnavailableError
+        assert one.rooms.issuer._strangers._sources == {}
+        one.store._instead.clear()
+        assert (await one.sealed.read(ReadQuery())).now > 0
+        await one.issue(key, "widgets")
+
+    bench.play(story())
