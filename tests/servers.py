@@ -222,17 +222,18 @@ def certificate(folder: Path, *, expired: tuple[Path, Path] | None = None) -> tu
     from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
 
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    name = "127.0.0.1"
     now = dt.datetime.now(dt.UTC)
-    signer, ends, authority = key, now + dt.timedelta(days=1), True
+    signer, ends, subject = key, now + dt.timedelta(days=1), name
     if expired is not None:
         loaded = serialization.load_pem_private_key(expired[1].read_bytes(), None)
         assert isinstance(loaded, ec.EllipticCurvePrivateKey)
-        signer, ends, authority = loaded, now - dt.timedelta(hours=1), False
+        # Of another name than its issuer: else it is taken for self-signed, and refused for that.
+        signer, ends, subject = loaded, now - dt.timedelta(hours=1), "expired"
     built = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)]))
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(ends - dt.timedelta(days=2))
@@ -240,7 +241,7 @@ def certificate(folder: Path, *, expired: tuple[Path, Path] | None = None) -> tu
         .add_extension(
             x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
         )
-        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=expired is None, path_length=None), critical=True)
         .sign(signer, hashes.SHA256())
     )
     cert_path, key_path = folder / "server.crt", folder / "server.key"
