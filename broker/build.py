@@ -51,6 +51,7 @@ from broker.store.metered import metered
 from broker.store.seal import KeyEncryptionKey
 from broker.store.sealed import SealedStore
 from broker.store.sqlite import SqliteBackend
+from broker.threads import in_thread
 from broker.tls import TlsIdentity
 from broker.watch import Watch
 from broker.web.admin import Admin
@@ -261,7 +262,7 @@ class Broker:
         Raises:
             StoreError: the store did not take the wraps of new keys: call it again. The rest is done.
         """
-        keys = await asyncio.to_thread(settings.private_keys)  # 37 ms a key, during which nobody waits
+        keys = await in_thread(settings.private_keys)  # 37 ms a key, during which nobody waits
         fingerprints = [key.fingerprint for key in keys]
         if fingerprints != [self.signer.fingerprint(number) for number in self.signer.numbers]:
             self.signer.replace(keys)
@@ -275,7 +276,7 @@ class Broker:
             self.issuer.admin = bootstrap
             self.keys.use_bootstrap(bootstrap.id if bootstrap else None)
             _log.warning("BROKER_ADMIN_KEY taken over from its file")
-        keks = await asyncio.to_thread(build_keks, settings)
+        keks = await in_thread(build_keks, settings)
         if keks != list(self.store.keks):
             await self.store.use_keks(keks)
             _log.warning(

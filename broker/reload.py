@@ -14,6 +14,7 @@ from typing import Final
 
 from broker.errors import StoreError
 from broker.settings import TLS_PROBLEM, Settings
+from broker.threads import in_thread
 
 _log = logging.getLogger(__name__)
 
@@ -98,11 +99,11 @@ class SecretWatch:
         return stamps
 
     async def _read(self, before: Mapping[Path, Stamp]) -> None:
-        latest, problems = await asyncio.to_thread(self._settings.reread)
+        latest, problems = await in_thread(self._settings.reread)
         own = (latest.tls_cert_file, latest.tls_key_file)
         if any(path is not None and self._seen[path] != before.get(path) for path in own):
             try:
-                context = await asyncio.to_thread(latest.tls_context)
+                context = await in_thread(latest.tls_context)
             except (OSError, ValueError):
                 problems.append(TLS_PROBLEM)
             else:

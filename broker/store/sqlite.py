@@ -51,6 +51,7 @@ from broker.store.backend import (
     epoch_of,
 )
 from broker.store.batch import Batcher
+from broker.threads import in_thread
 
 R = TypeVar("R")
 _log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class _Thread:
 
     async def stop(self) -> None:
         self._jobs.put(None)
-        await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+        await in_thread(self._thread.join)
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -309,7 +310,7 @@ class SqliteBackend:
             await self._stop_threads()
             first = self._inode is None
             try:
-                await asyncio.to_thread(self._prepare, create=first)
+                await in_thread(self._prepare, create=first)
                 self._inode = self._identity()
             except (OSError, sqlite3.Error) as error:
                 raise StoreUnavailableError(f"SQLite file {self._path}: {error}") from error
@@ -1134,7 +1135,7 @@ class SqliteBackend:
 
     async def warnings(self) -> list[str]:
         """Return what an operator should know: SQLite's locks do not hold on network file systems."""
-        kind = await asyncio.to_thread(_file_system, self._path.absolute())
+        kind = await in_thread(_file_system, self._path.absolute())
         if kind in _NETWORK_FILE_SYSTEMS:
             return [f"{self._path} lies on {kind}, a network file system: use a local disk, or Redis"]
         return []

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from broker.threads import in_thread
 from broker.web.middleware import Edge, not_found
 
 PATH: Final = "/metrics"
@@ -43,7 +44,7 @@ class MetricsPage:
         del request
         async with self._making:
             if time.monotonic() - self._made_at >= _FRESH_S:
-                self._made = await asyncio.to_thread(self._text)
+                self._made = await in_thread(self._text)
                 self._made_at = time.monotonic()
         headers = {"cache-control": "no-store"}
         return Response(self._made, headers=headers, media_type=self._content_type)

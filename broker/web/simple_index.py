@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from broker.client_wheels import ClientWheel
 from broker.errors import ClientWheelsError, NotFoundError
+from broker.threads import in_thread
 from broker.web.tokens import json_response
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class SimpleIndex:
         async with self._loading:
             if not self._wheels:
                 try:
-                    self._wheels = await asyncio.to_thread(self._load)
+                    self._wheels = await in_thread(self._load)
                 except ClientWheelsError as error:
                     _log.error("there is no client to give out", extra={"cause": str(error)})
                     raise

@@ -21,6 +21,7 @@ from broker.errors import (
     UnsupportedMediaTypeError,
 )
 from broker.ports import AuditEvent, Event, HookWork, Meter, Store
+from broker.threads import in_thread
 from broker.web.tokens import json_response, origin_of
 
 _log = logging.getLogger(__name__)
@@ -187,7 +188,7 @@ class Webhooks:
         if len(body) <= LARGE_BODY:
             return parse()
         async with self._parsing:  # what is parsed takes several times the room of its text
-            return await asyncio.to_thread(parse)
+            return await in_thread(parse)
 
 
 class _Room:
