@@ -157,6 +157,20 @@ def test_a_look_up_that_fails_is_told_to_all_who_wait_and_ends_the_lease(bench: 
     bench.play(story())
 
 
+def test_an_answer_that_was_overtaken_is_asked_for_again(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+
+        async def overtaken(*_: object, **__: object) -> None:
+            one.store._instead.clear()
+
+        one.store_does(put_owner=overtaken)
+        assert await learned(one) == await one.known()
+        assert one.asked("repository_installation") == 2
+
+    bench.play(story())
+
+
 def test_an_owner_that_is_gone_is_forgotten_only_when_its_id_was_stale(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
@@ -212,8 +226,10 @@ def test_of_all_replicas_one_looks(bench: Bench) -> None:
         known = await learned(one)
         for each in (one, two):
             each.github_does(installation=after(1, each.line._inner.installation))
+        leases = one.store.calls["lease"]
         await asyncio.gather(*(each.rooms.installations.renewed("acme", known) for each in (one, two, one)))
         assert one.asked("installation") + two.asked("installation") == 1
+        assert one.store.calls["lease"] - leases == 1  # both of that process wait for one look
         assert await one.sealed.lease("c:acme") is not None  # given back
 
     bench.play(story())
@@ -260,6 +276,20 @@ def test_a_look_that_fails_is_not_repeated_within_the_cool_down(bench: Bench) ->
     bench.play(story())
 
 
+def test_a_limit_that_the_store_does_not_take_is_a_look_that_failed(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        known = await learned(one)
+        one.github_does(installation=failing(GitHubRateLimitedError("429", retry_after_s=30.0)))
+        one.store_does(pause=failing(StoreUnavailableError("away")))
+        await one.rooms.installations.renewed("acme", known)
+
+    bench.play(story())
+    assert "its last picture is served" in caplog.text
+
+
 @pytest.mark.parametrize("whole_app", [True, False])
 def test_a_limit_found_by_a_look_is_everybodys(bench: Bench, *, whole_app: bool) -> None:
     async def story() -> None:
@@ -300,11 +330,13 @@ def test_the_watch_looks_at_what_is_in_use_and_half_as_old_as_may_be(bench: Benc
         one = await bench.process()
         await learned(one)
         rooms = one.rooms.installations
-        rooms.used("acme")
         rooms.used("nobody")
+        rooms.used("acme")
         rooms.start()
+        reads = one.store.calls["read"]
         await asyncio.sleep(TTL_S / 2 - 40)
         assert one.asked("installation") == 0
+        assert 10 <= one.store.calls["read"] - reads <= 20  # of two owners, each 30 s
         await asyncio.sleep(80)
         assert one.asked("installation") == 1
         await asyncio.sleep(TTL_S / 2)
@@ -315,6 +347,44 @@ def test_the_watch_looks_at_what_is_in_use_and_half_as_old_as_may_be(bench: Benc
         await rooms.stop()
         assert rooms._watching is not None
         assert rooms._watching.cancelled()
+
+    bench.play(story())
+
+
+def test_who_is_not_in_use_any_more_does_not_stand_before_who_is(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        await learned(one)
+        rooms = one.rooms.installations
+        rooms.used("nobody")
+        await asyncio.sleep(2 * TTL_S + 1)
+        rooms.used("acme")
+        await rooms._watch_once()
+        await asyncio.sleep(1)
+        assert one.asked("installation") == 1
+        assert list(rooms._in_use) == ["acme"]
+
+    bench.play(story())
+
+
+def test_so_many_are_looked_at_one_by_one(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "SWEEP_FROM", 1)
+
+    async def story() -> None:
+        bench.github.install("globex", ["x"])
+        one = await bench.process()
+        rooms = one.rooms.installations
+        await learned(one)
+        await rooms.find("globex", None)
+        await asyncio.sleep(TTL_S / 2 + 1)
+        rooms.used("acme")
+        await rooms._watch_once()
+        await asyncio.sleep(1)
+        assert (one.asked("installation"), one.asked("installations")) == (1, 0)
+        await asyncio.sleep(TTL_S / 2 + 1)
+        rooms.used("globex")
+        await rooms._watch_once()
+        assert (one.asked("installation"), one.asked("installations")) == (1, 1)
 
     bench.play(story())
 

@@ -8,6 +8,7 @@ import pytest
 from sim_bench import ADMIN, ORIGIN, Bench, Process, after, failing, scope
 from sim_replica import TTL_S
 
+from broker.access import limits
 from broker.access.keys import PresentedKey, generate
 from broker.errors import (
     BlockedError,
@@ -442,6 +443,43 @@ def test_strangers_are_on_the_log_alone_and_from_one_address_in_few_lines(bench:
         assert sum(each.count or 1 for each in lines) <= 61
         assert await denials(one) == []
         assert (await one.issue(key, "widgets")).cached is False
+
+    bench.play(story())
+
+
+def test_strangers_who_are_turned_away_fill_the_store_as_little(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ROOM", 1)
+
+    async def story() -> None:
+        one = await bench.process()
+        for _ in range(35):
+            await one.refused(generate()[1], "widgets")
+        told = await asyncio.gather(*(one.refused(generate()[1], "widgets") for _ in range(5)))
+        assert {type(each) for each in told} == {InvalidApiKeyError, RateLimitedError}
+        await one.rooms.auditor.flush(everything=True)
+        assert await denials(one) == []
+
+    bench.play(story())
+
+
+def test_a_key_that_ended_while_it_waited_is_a_stranger_from_then_on(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        mint = one.line._inner.mint
+
+        async def ended(*arguments: Any, **named: Any) -> Any:
+            await one.rooms.keys.revoke(key.id, by="ops")
+            return await mint(*arguments, **named)
+
+        one.github_does(mint=ended)
+        lines = logged(one)
+        assert type(await one.refused(key, "widgets")) is InvalidApiKeyError
+        assert [(str(each.event), each.key_id) for each in lines] == [("token.denied", key.id)]
+        assert await denials(one) == []
+        assert await one.events("token.issued") == []
 
     bench.play(story())
 

@@ -1,6 +1,7 @@
 """Minting, call by call: who leads, what the others are told, what becomes of a token that nobody gets."""
 
 import asyncio
+import datetime as dt
 import itertools
 import logging
 from dataclasses import replace
@@ -57,7 +58,7 @@ def test_a_failure_is_told_to_all_who_wait_each_in_its_own_instance(bench: Bench
         )
         assert [type(each) for each in told] == [GitHubUnavailableError] * 2
         assert told[0] is not told[1]
-        assert one.asked("mint") == 1
+        assert (one.asked("mint"), one.store.calls["acquire"]) == (1, 1)
 
     bench.play(story())
 
@@ -386,6 +387,43 @@ def test_a_token_that_the_store_did_not_keep_dies_and_the_audit_says_why(bench: 
     bench.play(story())
 
 
+def test_a_token_that_was_not_kept_dies_though_another_one_was(bench: Bench) -> None:
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        one.store_does(commit=failing(StoreUnavailableError("away")))
+        away = failing(StoreUnavailableError("away"), times=4, then=one.sealed.release)
+        one.store_does(release=away)
+        assert isinstance(await refusal(one.mint("widgets")), StoreUnavailableError)
+        kept = await two.mint("widgets")  # when the lease has run out
+        await asyncio.sleep(3)
+        assert bench.alive() == [kept]
+        assert len(bench.github.minted) == 2
+
+    bench.play(story())
+
+
+def test_what_a_mint_says(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        await one.mint("widgets", key_id=ONE)
+        (event,) = await one.events("token.minted")
+        (token,) = bench.github.minted.values()
+        assert event == {
+            "event": "token.minted",
+            "key_id": ONE,
+            "key_name": "test",
+            "owner": "acme",
+            "repositories": ["acme/widgets"],
+            "permissions": {"contents": "read", "metadata": "read"},
+            "installation_id": token.installation_id,
+            "token_sha256": token.sha,
+            "expires_at": event["expires_at"],
+        }
+        assert dt.datetime.fromisoformat(event["expires_at"]).timestamp() == token.expires_at
+
+    bench.play(story())
+
+
 def test_a_token_that_another_store_would_have_kept_dies(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
@@ -516,6 +554,24 @@ def test_the_end_does_not_wait_for_ever(bench: Bench, caplog: pytest.LogCaptureF
 
     bench.play(story())
     assert "a late token could not be revoked" in caplog.text
+
+
+def test_the_end_has_one_time_for_both(bench: Bench) -> None:
+    """Mints that hang use it up; revocations get no time of their own then."""
+
+    async def story() -> None:
+        one = await bench.process()
+        one.github_does(revoke=after(60, one.line._inner.revoke))
+        await doomed(one)
+        one.github_does(mint=after(50, one.line._inner.mint))
+        minting = asyncio.create_task(refusal(one.mint("gadgets")))
+        await asyncio.sleep(0.1)
+        began = bench.loop.time()
+        await one.rooms.minter.stop(within_s=2)
+        assert 1.9 < bench.loop.time() - began < 2.1
+        await asyncio.gather(minting, return_exceptions=True)
+
+    bench.play(story())
 
 
 # -- trying a new token out ------------------------------------------------------------------------
