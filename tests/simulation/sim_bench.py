@@ -20,7 +20,7 @@ from broker.issuing.ending import Actor
 from broker.issuing.keys import KeyPolicy
 from broker.issuing.tokens import Issued, Origin, TokenRequest
 from broker.model import DEFAULT_PERMISSIONS, Grant, Installation, RepositoryName, Role, Scope
-from broker.ports import AuditFilter, Meter, ReadQuery
+from broker.ports import AuditEvent, AuditFilter, Meter, ReadQuery
 from broker.store.sealed import SealedStore
 
 ADMIN = Actor("ops", "ops", "request-1", "192.0.2.1")
@@ -33,6 +33,11 @@ class Counted(Meter):
 
     mints: list[tuple[bool, str, float]] = field(default_factory=list)
     fates: list[str] = field(default_factory=list)
+    lines: list[AuditEvent] = field(default_factory=list)
+    """What went to the audit's log."""
+
+    def decided(self, event: AuditEvent) -> None:
+        self.lines.append(event)
 
     def minted(self, *, ahead: bool, result: str, seconds: float) -> None:
         self.mints.append((ahead, result, seconds))

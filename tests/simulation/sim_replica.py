@@ -74,7 +74,7 @@ class Rooms:
             grant_hint=lambda: None,
             meter=meter,
         )
-        auditor = Auditor(store)
+        auditor = Auditor(store, meter)
         issuer = parts.issuer(
             store,
             admin=None,

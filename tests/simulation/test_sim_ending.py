@@ -346,8 +346,7 @@ def test_who_ended_it_is_told_with_each(bench: Bench, by: str, key_id: str | Non
         (sha,) = await tokens(one, 1)
         await put_into_outbox(one, by=by)
         found = await one.sealed.doomed(None, limit=9)
-        logged: list[Any] = []
-        one.rooms.auditor.log = logged.append  # type: ignore[method-assign]
+        logged = one.meter.lines
         await fates(one, [doomed_of(found[0], request_id="request-7")])
         (event,) = await one.events("token.revoked")
         token = bench.github.minted[sha]
@@ -589,8 +588,7 @@ def test_what_a_revocation_says(bench: Bench, target: Target, named: dict[str, A
 def test_what_blocks_say_and_that_lifting_none_says_nothing(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
-        logged: list[Any] = []
-        one.rooms.auditor.log = logged.append  # type: ignore[method-assign]
+        logged = one.meter.lines
         actor = Actor("ops", "ops")
         assert await one.rooms.ender.unblock(WIDGETS, actor) is False
         assert logged == []

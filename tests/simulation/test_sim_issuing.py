@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sim_bench import ADMIN, ORIGIN, Bench, Process, after, failing, scope
 from sim_replica import TTL_S
+from stage import Wrapped
 
 from broker.access import limits
 from broker.access.keys import PresentedKey, generate
@@ -43,10 +44,9 @@ def asked(process: Process) -> dict[str, int]:
 
 
 def logged(process: Process) -> list[AuditEvent]:
-    """Return the list that lines of the log go to from now on."""
-    lines: list[AuditEvent] = []
-    process.rooms.auditor.log = lines.append  # type: ignore[method-assign]
-    return lines
+    """Return the list that lines of the log go to, empty now."""
+    process.meter.lines.clear()
+    return process.meter.lines
 
 
 async def denials(process: Process) -> list[dict[str, Any]]:
@@ -140,7 +140,6 @@ def test_a_cached_token_lives_long_enough(bench: Bench, min_ttl_s: int, left_s: 
         with_settings(one, refresh_ahead_s=0.0)
         key = await one.key("acme/*")
         first = (await one.issue(key, "widgets")).token
-        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
         await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
         again = await one.issue(key, "widgets", min_ttl_s=min_ttl_s)
         assert (again.token == first) is same
@@ -155,7 +154,6 @@ def test_a_refresh_begins_so_long_before_the_end(bench: Bench, left_s: float, *,
         one = await bench.process()
         key = await one.key("acme/*")
         first = (await one.issue(key, "widgets")).token
-        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
         await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
         assert (await one.issue(key, "widgets")).token == first
         await asyncio.sleep(0.5)
@@ -170,7 +168,6 @@ def test_a_refresh_that_failed_a_moment_ago_is_not_begun_again(bench: Bench) -> 
         one = await bench.process()
         key = await one.key("acme/*")
         first = (await one.issue(key, "widgets")).token
-        one.rooms.installations.is_old = lambda _: False  # type: ignore[method-assign]
         await asyncio.sleep(first.expires_at - one.sealed.now() - 800)
         one.github_does(mint=failing(GitHubUnavailableError("500")))
         for _ in range(3):
@@ -509,17 +506,18 @@ def test_a_key_whose_record_changed_in_that_moment_is_read_again(bench: Bench) -
         one = await bench.process()
         key = await one.key("acme/*")
         await one.issue(key, "widgets")
-        inner = one.rooms.issuer._authenticated
         overtaken = 1
 
-        def authenticated(*arguments: Any) -> ApiKeyRecord:
+        def older() -> ApiKeyRecord:
+            raise OvertakenError("an older record than one that was seen")
+
+        async def read(query: ReadQuery) -> Any:
             nonlocal overtaken
             overtaken -= 1
-            if overtaken >= 0:
-                raise OvertakenError("an older record than one that was seen")
-            return inner(*arguments)
+            seen = await one.sealed.read(query)
+            return Wrapped(seen, key=older) if overtaken >= 0 else seen
 
-        one.rooms.issuer._authenticated = authenticated  # type: ignore[method-assign]
+        one.store_does(read=read)
         one.store.calls.clear()
         await one.issue(key, "widgets")
         assert one.store.calls["read"] == 2

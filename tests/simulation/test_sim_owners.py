@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from sim_bench import ADMIN, Bench, Process, after, failing
 
-from broker.audit import Auditor
 from broker.errors import (
     ConflictError,
     GitHubTimeoutError,
@@ -25,11 +24,9 @@ WHO = {"request_id": "request-1", "client_ip": "192.0.2.1", "key_id": "ops", "ke
 
 def owners_of(process: Process, *, timeout_s: float = 20.0) -> tuple[Owners, list[AuditEvent]]:
     """Return the use case, and the list that its lines of the log go to."""
-    lines: list[AuditEvent] = []
-    auditor = Auditor(process.store)
-    auditor.log = lines.append  # type: ignore[method-assign]
     rooms = process.rooms
-    return Owners(process.store, process.line, rooms.installations, auditor, timeout_s=timeout_s), lines
+    owners = Owners(process.store, process.line, rooms.installations, rooms.auditor, timeout_s=timeout_s)
+    return owners, process.meter.lines
 
 
 async def pages(owners: Owners, limit: int) -> list[str]:
@@ -112,6 +109,7 @@ def test_a_sync_drops_what_was_cached_for_who_is_gone(bench: Bench) -> None:
         first = (await one.issue(key, "widgets")).token
         gone = bench.github.installed.pop("acme")
         one.store_does(release=failing(StoreUnavailableError("away"), times=1, then=one.sealed.release))
+        lines.clear()
         assert await owners.sync(ADMIN) == Synced(removed=1)
         assert await one.known() is None
         (line,) = lines
