@@ -36,6 +36,11 @@ class Counted(Meter):
     lines: list[AuditEvent] = field(default_factory=list)
     """What went to the audit's log."""
 
+    again: int = 0
+
+    def issued_again(self) -> None:
+        self.again += 1
+
     def decided(self, event: AuditEvent) -> None:
         self.lines.append(event)
 

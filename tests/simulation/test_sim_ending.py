@@ -290,6 +290,21 @@ def test_a_pause_that_others_were_told_is_kept(bench: Bench) -> None:
     bench.play(story())
 
 
+def test_it_is_tried_again_when_the_first_wait_is_over(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        await tokens(one, 2)
+        await put_into_outbox(one)
+        first, second = await one.sealed.doomed(None, limit=9)
+        await one.sealed.pause("acme", seconds=3.5)
+        await one.sealed.pause("elsewhere", seconds=30.0)
+        again, _ = await fates(one, [first, doomed_of(second, owner="elsewhere")])
+        assert again is not None
+        assert 3 < again <= 3.5
+
+    bench.play(story())
+
+
 def test_a_failure_is_tried_again_soon_though_others_have_to_wait(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
@@ -568,6 +583,7 @@ def test_the_end_does_not_wait_for_a_github_that_is_silent(bench: Bench) -> None
         (ACME, {"owner": "acme", "reason": "leaked"}),
         (WIDGETS, {"owner": "acme", "repositories": ["acme/widgets"], "reason": "leaked"}),
         (Target(TargetKind.TOKEN, "A" * 43 + "="), {"token_sha256": "A" * 43 + "=", "reason": "leaked"}),
+        (Target(TargetKind.TOKEN, "A/" * 21 + "A="), {"token_sha256": "A/" * 21 + "A=", "reason": "leaked"}),
     ],
 )
 def test_what_a_revocation_says(bench: Bench, target: Target, named: dict[str, Any]) -> None:

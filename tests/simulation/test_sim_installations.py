@@ -17,7 +17,8 @@ from broker.errors import (
     StoreUnavailableError,
 )
 from broker.issuing import installations as watching
-from broker.model import Installation, RepositoryName
+from broker.model import Installation, RepositoryName, Target, TargetKind
+from broker.ports import EndKind
 
 WIDGETS = RepositoryName("acme", "widgets")
 
@@ -231,6 +232,35 @@ def test_of_all_replicas_one_looks(bench: Bench) -> None:
         assert one.asked("installation") + two.asked("installation") == 1
         assert one.store.calls["lease"] - leases == 1  # both of that process wait for one look
         assert await one.sealed.lease("c:acme") is not None  # given back
+
+    bench.play(story())
+
+
+def test_who_looks_holds_the_owners_lease(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        known = await learned(one)
+        held = await one.sealed.lease("c:acme")
+        assert held is not None
+        await one.rooms.installations.renewed("acme", known)
+        assert one.asked("installation") == 0
+        await one.sealed.release(held)
+        await one.rooms.installations.renewed("acme", known)
+        assert one.asked("installation") == 1
+
+    bench.play(story())
+
+
+def test_what_was_dropped_meanwhile_is_looked_at_all_the_same(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        known = await learned(one)
+        target = Target(TargetKind.OWNER, "acme")
+        await one.sealed.end(EndKind.DROP, target, None, by="hook", reason="a hook")
+        assert await one.known() is None
+        await one.rooms.installations.renewed("acme", known)
+        assert one.asked("installation") == 1
+        assert await one.known() is not None
 
     bench.play(story())
 

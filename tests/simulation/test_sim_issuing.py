@@ -638,6 +638,25 @@ def test_what_differs_only_in_who_asks_is_one_record_and_its_line_says_who(bench
             assert (first["count"], counted["count"]) == (1, 29)
             assert (counted["request_id"], counted["client_ip"]) == ("request-29", "192.0.2.8")
             assert counted["cached"] is True
+        assert one.meter.again > 40  # all but the first of each
+
+    bench.play(story())
+
+
+def test_after_an_outage_a_hand_out_is_recorded_again(bench: Bench) -> None:
+    """The store may have lost its last moment: also where the line of the log was ready."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        for _ in range(10):
+            await one.issue(key, "widgets")
+        assert calls(one, "hand") == 1
+        bench.database.down_until = bench.loop.time() + 1
+        assert type(await one.refused(key, "widgets")) is StoreUnavailableError
+        await asyncio.sleep(5)
+        await one.issue(key, "widgets")
+        assert calls(one, "hand") == 2
 
     bench.play(story())
 

@@ -53,6 +53,23 @@ def names(lines: list[AuditEvent]) -> list[str]:
     return [str(line.event) for line in lines]
 
 
+def test_a_policy_is_checked() -> None:
+    """An admin may have no repositories, or some; a caller must."""
+
+    def parsed(role: Role, *patterns: str, name: str = "x") -> tuple[str, ...]:
+        return KeyPolicy.parse(
+            name=name, role=role, repositories=patterns, permissions=None, rate_limit_per_minute=None
+        ).repositories
+
+    assert parsed(Role.ADMIN) == ()
+    assert parsed(Role.ADMIN, "Acme/*") == parsed(Role.CALLER, "Acme/*") == ("acme/*",)
+    with pytest.raises(InvalidRequestError):
+        parsed(Role.CALLER)
+    with pytest.raises(InvalidRequestError) as refused:
+        parsed(Role.CALLER, "acme/*", name="")
+    assert refused.value.public.startswith("name:")
+
+
 # -- making and changing ---------------------------------------------------------------------------
 
 
@@ -215,7 +232,7 @@ def test_a_rotation_copies_what_is_there_when_the_old_key_ends(bench: Bench, ove
         else:
             assert ended.revoked_at is not None
         assert names(lines) == ["key.created", "key.revoked", "key.created", "key.rotated"]
-        assert {line.request_id for line in lines} == {"request-1"}
+        assert {(line.request_id, line.reason) for line in lines} == {("request-1", "by ops")}
 
     bench.play(story())
 
@@ -281,9 +298,9 @@ def test_a_last_step_that_gets_no_answer_for_long_leaves_no_copy(bench: Bench) -
         (copy,) = [each for each in await records(register) if each.id != old.id]
         assert copy.revoked_at is not None
         assert (await register.show(old.id)).record == old
-        assert [(str(line.event), line.request_id) for line in lines] == [
-            ("key.created", "request-1"),
-            ("key.revoked", "request-1"),
+        assert [(str(line.event), line.request_id, line.reason) for line in lines] == [
+            ("key.created", "request-1", "by ops"),
+            ("key.revoked", "request-1", "by ops"),
         ]
         one.store._instead.clear()
         await register.rotate(old.id, overlap_s=0, by="ops", actor=ADMIN)

@@ -48,7 +48,10 @@ def list_of(
         assert minted.repositories is None
         names = bench.github.repositories[owner_of[minted.installation_id]]
         part = names[(page - 1) * PER_PAGE : page * PER_PAGE]
-        told = tuple(Repository(name, private=True, default_branch="main", archived=False) for name in part)
+        # Spelled as its people do.
+        told = tuple(
+            Repository(name.title(), private=True, default_branch="main", archived=False) for name in part
+        )
         return RepositoryPage(told, page + 1 if page * PER_PAGE < len(names) else None)
 
     process.github_does(installation_repositories=page)
@@ -83,7 +86,7 @@ async def walked(lists: RepositoryList, who: ApiKeyRecord, limit: int) -> list[l
     cursor = None
     while True:
         page = await lists.page(who, cursor=cursor, limit=limit)
-        pages.append([each.repository.full_name for each in page.items])
+        pages.append([each.repository.full_name.lower() for each in page.items])
         cursor = page.next_cursor
         if cursor is None:
             return pages
@@ -120,7 +123,7 @@ def test_a_request_causes_ten_calls_at_most(bench: Bench) -> None:
         page = await lists.page(caller("acme/r35"), cursor=None, limit=50)
         assert (page.items, one.asked("installation_repositories")) == ((), 10)
         page = await lists.page(caller("acme/r35"), cursor=page.next_cursor, limit=50)
-        assert [each.repository.full_name for each in page.items] == ["acme/r35"]
+        assert [each.repository.full_name for each in page.items] == ["Acme/R35"]
         assert page.next_cursor is None
         assert one.asked("installation_repositories") == 12
 
@@ -212,7 +215,10 @@ def test_all_owners_are_read_once_a_minute(bench: Bench) -> None:
         assert one.asked("installations") == 2
         some = list_of(one, allowed=frozenset({"globex"}))
         assert await walked(some, caller("*/*"), 50) == [["globex/x"]]
+        asked = one.asked("installation_repositories")
+        await asyncio.sleep(31)
         assert await walked(some, caller("acme/*"), 50) == [[]]
+        assert one.asked("installation_repositories") == asked  # not those of others either
 
     bench.play(story())
 
@@ -269,6 +275,41 @@ def test_the_brokers_own_token_is_kept_and_replaced_in_time(bench: Bench) -> Non
         await lists.page(who, cursor=None, limit=3)
         assert one.asked("mint") == 2
         assert await one.events("token.issued") == []
+
+    bench.play(story())
+
+
+@pytest.mark.parametrize("off_s", [-600.0, 600.0])
+def test_the_brokers_own_token_lives_by_githubs_clock(bench: Bench, off_s: float) -> None:
+    async def story() -> None:
+        bench.github.clock_off_s = off_s
+        one = await bench.process()
+        lists = list_of(one)
+        who = caller("acme/*")
+        await lists.page(who, cursor=None, limit=3)
+        (token,) = bench.github.minted.values()
+        await asyncio.sleep(token.expires_at - bench.github.now() - 61)
+        await lists.page(who, cursor=None, limit=3)
+        assert one.asked("mint") == 1
+        await asyncio.sleep(31)
+        await lists.page(who, cursor=None, limit=3)
+        assert one.asked("mint") == 2
+
+    bench.play(story())
+
+
+def test_the_brokers_own_token_is_that_of_the_installation(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        await list_of(one).page(caller("acme/*"), cursor=None, limit=3)
+        lead = await one.sealed.lease("o:acme")
+        assert lead is not None
+        bench.github.install("acme", ["widgets"])
+        found = replace(bench.github.installed["acme"], checked_at=one.sealed.now())
+        await one.sealed.put_owner(lead, "acme", found, event=AuditEvent(Event.OWNER_CHANGED))
+        await one.sealed.release(lead)
+        page = await list_of(one).page(caller("acme/*"), cursor=None, limit=3)
+        assert {each.installation_id for each in page.items} == {found.id}
 
     bench.play(story())
 

@@ -62,6 +62,7 @@ def test_a_sync_counts_what_it_finds(bench: Bench, monkeypatch: pytest.MonkeyPat
         assert len(lines) == 4
         assert await owners.sync(ADMIN) == Synced(unchanged=5)
         assert await pages(owners, 2) == ["acme", "b", "c", "f", "g"]
+        assert await one.sealed.lease("o:d") is not None  # given back
         assert one.asked("installations") == 4
 
     bench.play(story())
