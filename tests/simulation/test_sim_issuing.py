@@ -1,6 +1,7 @@
 """Issuing, step by step: what a request costs, which token it gets, what is said of a refusal."""
 
 import asyncio
+import datetime as dt
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +89,23 @@ def test_a_cold_request_reads_again_after_the_mint(bench: Bench) -> None:
         await one.issue(key, "widgets")
         assert asked(one) == {"read": 2, "acquire": 1, "commit": 1, "hand": 1}
         (issued,) = await one.events("token.issued")
-        assert (issued["cached"], issued["count"]) == (False, 1)
+        (token,) = bench.github.minted.values()
+        assert issued == {
+            "event": "token.issued",
+            "request_id": "request-1",
+            "client_ip": "192.0.2.7",
+            "key_id": key.id,
+            "key_name": "test",
+            "owner": "acme",
+            "repositories": ["acme/widgets"],
+            "permissions": {"contents": "read", "metadata": "read"},
+            "installation_id": token.installation_id,
+            "token_sha256": token.sha,
+            "expires_at": issued["expires_at"],
+            "cached": False,
+            "count": 1,
+        }
+        assert dt.datetime.fromisoformat(issued["expires_at"]).timestamp() == token.expires_at
 
     bench.play(story())
 
@@ -148,12 +165,16 @@ def test_a_cached_token_lives_long_enough(bench: Bench, min_ttl_s: int, left_s: 
     bench.play(story())
 
 
+@pytest.mark.parametrize("hand_outs", [1, 5])
 @pytest.mark.parametrize(("left_s", "refreshed"), [(902.0, False), (898.0, True)])
-def test_a_refresh_begins_so_long_before_the_end(bench: Bench, left_s: float, *, refreshed: bool) -> None:
+def test_a_refresh_begins_so_long_before_the_end(
+    bench: Bench, left_s: float, hand_outs: int, *, refreshed: bool
+) -> None:
     async def story() -> None:
         one = await bench.process()
         key = await one.key("acme/*")
-        first = (await one.issue(key, "widgets")).token
+        for _ in range(hand_outs):
+            first = (await one.issue(key, "widgets")).token
         await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
         assert (await one.issue(key, "widgets")).token == first
         await asyncio.sleep(0.5)
