@@ -553,6 +553,18 @@ def test_the_end_begins_no_other_call_and_waits_for_those_that_run(bench: Bench)
     bench.play(story())
 
 
+def test_the_end_of_who_has_nothing_to_do_is_at_once(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        one.rooms.ender.start()
+        await asyncio.sleep(0.5)
+        began = bench.loop.time()
+        await one.rooms.ender.stop()
+        assert bench.loop.time() - began < 0.5
+
+    bench.play(story())
+
+
 def test_the_end_does_not_wait_for_a_github_that_is_silent(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()

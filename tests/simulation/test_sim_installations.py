@@ -117,6 +117,25 @@ def test_who_follows_a_look_up_asks_the_store_now_and_then(bench: Bench) -> None
     bench.play(story())
 
 
+def test_who_follows_bears_trouble_of_the_store_again_and_again(bench: Bench) -> None:
+    """Each time for two seconds, as long as it is well in between."""
+
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        one.github_does(repository_installation=after(6, one.line._inner.repository_installation))
+        leads = asyncio.create_task(learned(one))
+        await asyncio.sleep(0.1)
+        follows = asyncio.create_task(learned(two))
+        for _ in range(2):
+            await asyncio.sleep(0.5)
+            two.store_does(lease=failing(StoreUnavailableError("away")))
+            await asyncio.sleep(1.5)
+            two.store._instead.clear()
+        assert await follows == await leads
+
+    bench.play(story())
+
+
 def test_a_lease_is_kept_though_one_renewal_got_no_answer(bench: Bench) -> None:
     """A look-up that takes longer than a lease lives: nobody else asks meanwhile."""
 

@@ -29,7 +29,7 @@ from broker.issuing import tokens as issuing
 from broker.issuing.keys import KeyPolicy
 from broker.issuing.tokens import Origin
 from broker.model import ApiKeyRecord, Role, Target, TargetKind
-from broker.ports import AuditEvent, EndKind, HandResult, ReadQuery
+from broker.ports import AuditEvent, CommitResult, EndKind, HandResult, Lead, ReadQuery
 
 WIDGETS = Target(TargetKind.REPOSITORY, "acme/widgets")
 
@@ -165,17 +165,20 @@ def test_a_cached_token_lives_long_enough(bench: Bench, min_ttl_s: int, left_s: 
     bench.play(story())
 
 
-@pytest.mark.parametrize("hand_outs", [1, 5])
+@pytest.mark.parametrize(("hand_outs", "off_s"), [(1, 0.0), (5, 0.0), (1, 600.0), (1, -600.0)])
 @pytest.mark.parametrize(("left_s", "refreshed"), [(902.0, False), (898.0, True)])
 def test_a_refresh_begins_so_long_before_the_end(
-    bench: Bench, left_s: float, hand_outs: int, *, refreshed: bool
+    bench: Bench, left_s: float, hand_outs: int, off_s: float, *, refreshed: bool
 ) -> None:
+    """By GitHub's clock."""
+
     async def story() -> None:
+        bench.github.clock_off_s = off_s
         one = await bench.process()
         key = await one.key("acme/*")
         for _ in range(hand_outs):
             first = (await one.issue(key, "widgets")).token
-        await asyncio.sleep(first.expires_at - one.sealed.now() - left_s)
+        await asyncio.sleep(first.expires_at - bench.github.now() - left_s)
         assert (await one.issue(key, "widgets")).token == first
         await asyncio.sleep(0.5)
         assert one.asked("mint") == (2 if refreshed else 1)
@@ -195,6 +198,7 @@ def test_a_refresh_that_failed_a_moment_ago_is_not_begun_again(bench: Bench) -> 
             assert (await one.issue(key, "widgets")).token == first
             await asyncio.sleep(0.5)
         assert one.asked("mint") == 2
+        assert calls(one, "acquire") == 2  # READ tells the failure: nobody asks for the lease
 
     bench.play(story())
 
@@ -241,18 +245,13 @@ def test_a_refresh_whose_gate_was_passed_is_not_asked_for_it_again(bench: Bench)
         one = await bench.process()
         key = await one.key("acme/*")
         first = (await one.issue(key, "widgets")).token
-        mint = one.line._inner.mint
-        ended = False
 
-        async def overtaken(*arguments: Any, **named: Any) -> Any:
-            nonlocal ended
-            minted = await mint(*arguments, **named)
-            if not ended:
-                ended = True
-                await one.sealed.end(EndKind.DROP, WIDGETS, None, by="hook", reason="a hook")
-            return minted
+        async def fenced(lead: Lead, *_: object, **__: object) -> CommitResult:
+            one.store._instead.clear()
+            await one.sealed.release(lead)
+            return CommitResult.FENCED
 
-        one.github_does(mint=overtaken)
+        one.store_does(commit=fenced)
         again = await one.issue(key, "widgets", refresh=True)
         assert again.token != first
         assert (again.cached, one.asked("mint"), calls(one, "refresh_gate")) == (False, 3, 1)
@@ -358,6 +357,7 @@ def test_an_installation_that_does_not_serve_refuses_what_is_cached(
         await one.rooms.installations.learn("acme", known, replace(known, **{what: 4711}))
         error = await one.refused(key, "widgets")
         assert type(error) is kind
+        assert calls(one, "acquire") == 1  # of the first one
         if kind is BlockedError:
             assert error.public.startswith("Another GitHub account now has this owner's name.")
         assert one.asked("mint") == 1
@@ -561,6 +561,7 @@ def test_the_key_from_the_settings_needs_no_record(bench: Bench) -> None:
         assert type(await one.refused(wrong(presented), "widgets")) is InvalidApiKeyError
         assert type(await one.refused(generate()[1], "widgets")) is InvalidApiKeyError
         assert (await one.rooms.issuer.who(presented, ORIGIN))[1] is None
+        assert (await one.issue(await one.key("acme/*"), "widgets")).cached is True  # others are who they are
 
     bench.play(story())
 

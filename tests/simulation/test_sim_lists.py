@@ -98,19 +98,19 @@ def test_each_repository_is_listed_once_whatever_the_page(bench: Bench, limit: i
     async def story() -> None:
         bench.github.install("acme", [f"r{number}" for number in range(7)])
         bench.github.install("globex", ["a", "b", "c"])
-        bench.github.install("zorg", ["z"])
+        bench.github.install("zor", ["z"])
         one = await bench.process()
         lists = list_of(one)
-        who = caller("acme/*", "globex/b", "globex/c", "zorg/*", "nobody/x")
+        who = caller("acme/*", "globex/b", "globex/c", "zor/*", "nobody/x")
         pages = await walked(lists, who, limit)
         assert [name for page in pages for name in page] == [
-            *(f"acme/r{number}" for number in range(7)), "globex/b", "globex/c", "zorg/z",
+            *(f"acme/r{number}" for number in range(7)), "globex/b", "globex/c", "zor/z",
         ]  # fmt: skip
         assert all(len(page) == limit for page in pages[:-1])
         assert {each.installation_id for each in (await lists.page(who, cursor=None, limit=3)).items} == {
             bench.github.installed["acme"].id
         }
-        assert {"acme", "globex", "zorg"} <= set(one.rooms.installations._in_use)
+        assert {"acme", "globex", "zor"} <= set(one.rooms.installations._in_use)
 
     bench.play(story())
 
@@ -178,6 +178,26 @@ def test_a_page_is_asked_for_once_in_half_a_minute(bench: Bench, monkeypatch: py
     bench.play(story())
 
 
+def test_the_page_that_was_asked_for_last_is_kept_longest(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_PAGES_KEPT", 2)
+
+    async def story() -> None:
+        for name in ("a", "b", "c"):
+            bench.github.install(name, ["x"])
+        one = await bench.process()
+        lists = list_of(one)
+        for name in ("a", "b"):
+            await walked(lists, caller(f"{name}/*"), 50)
+        await asyncio.sleep(31)
+        for name in ("a", "c", "a"):
+            await walked(lists, caller(f"{name}/*"), 50)
+        assert one.asked("installation_repositories") == 4
+
+    bench.play(story())
+
+
 def test_a_key_may_cause_so_many_calls_a_minute(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "CALLS_PER_MINUTE", 3)
     monkeypatch.setattr(listing, "_PAGES_TTL_S", 0.0)
@@ -201,8 +221,8 @@ def test_a_key_may_cause_so_many_calls_a_minute(bench: Bench, monkeypatch: pytes
 def test_all_owners_are_read_once_a_minute(bench: Bench) -> None:
     async def story() -> None:
         bench.github.install("globex", ["x"])
-        bench.github.install("zorg", ["z"])
-        bench.github.installed["zorg"] = replace(bench.github.installed["zorg"], suspended=True)
+        bench.github.install("zor", ["z"])
+        bench.github.installed["zor"] = replace(bench.github.installed["zor"], suspended=True)
         one = await bench.process()
         lists = list_of(one)
         everything = [["acme/widgets", "acme/gadgets", "acme/gizmos", "globex/x"]]

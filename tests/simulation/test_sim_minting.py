@@ -136,6 +136,26 @@ def test_who_follows_another_replica_asks_the_store_now_and_then(bench: Bench) -
     bench.play(story())
 
 
+def test_who_follows_bears_trouble_of_the_store_again_and_again(bench: Bench) -> None:
+    """Each time for two seconds, as long as it is well in between."""
+
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        await one.rooms.installations.find("acme", None)
+        one.github_does(mint=after(6, one.line._inner.mint))
+        leads = asyncio.create_task(one.mint("widgets"))
+        await asyncio.sleep(0.1)
+        follows = asyncio.create_task(two.mint("widgets"))
+        for _ in range(2):
+            await asyncio.sleep(0.5)
+            two.store_does(acquire=failing(StoreUnavailableError("away")))
+            await asyncio.sleep(1.5)
+            two.store._instead.clear()
+        assert await follows == await leads
+
+    bench.play(story())
+
+
 def test_who_follows_a_refresh_gets_the_new_token(bench: Bench) -> None:
     async def story() -> None:
         one, two = await bench.process(), await bench.process()
@@ -405,11 +425,12 @@ def test_a_token_that_was_not_kept_dies_though_another_one_was(bench: Bench) -> 
     async def story() -> None:
         one, two = await bench.process(), await bench.process()
         one.store_does(commit=failing(StoreUnavailableError("away")))
-        away = failing(StoreUnavailableError("away"), times=4, then=one.sealed.release)
+        away = failing(StoreUnavailableError("away"), times=20, then=one.sealed.release)
         one.store_does(release=away)
         assert isinstance(await refusal(one.mint("widgets")), StoreUnavailableError)
         kept = await two.mint("widgets")  # when the lease has run out
-        await asyncio.sleep(3)
+        assert len(bench.alive()) == 2
+        await asyncio.sleep(10)
         assert bench.alive() == [kept]
         assert len(bench.github.minted) == 2
 
@@ -434,6 +455,28 @@ def test_what_a_mint_says(bench: Bench) -> None:
             "expires_at": event["expires_at"],
         }
         assert dt.datetime.fromisoformat(event["expires_at"]).timestamp() == token.expires_at
+        assert one.asked("probe_git") == 0  # unless the settings want it
+
+    bench.play(story())
+
+
+@pytest.mark.parametrize("spelled", [True, False])
+def test_names_are_sent_as_they_were_spelled(bench: Bench, *, spelled: bool) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        sent: list[list[str]] = []
+
+        async def mint(_: int, *, repositories: list[str], permissions: object) -> None:
+            sent.append(repositories)
+            raise GitHubUnavailableError("500")
+
+        one.github_does(mint=mint)
+        wanted = (
+            scope("Widgets", "gadgets") if spelled else replace(scope("widgets", "gadgets"), spelled=None)
+        )
+        seen = await one.store.read(ReadQuery(scope=wanted))
+        await refusal(one.rooms.minter.mint(Grant(ONE, "test", wanted), seen))
+        assert sent == [["gadgets", "Widgets" if spelled else "widgets"]]
 
     bench.play(story())
 
