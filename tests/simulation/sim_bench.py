@@ -1,6 +1,7 @@
 """Single rooms in virtual time: the real store adapter, and both far ends in a test's hand."""
 
 import asyncio
+import gc
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -133,6 +134,8 @@ class Bench:
         self.github.install("acme", ["widgets", "gadgets", "gizmos"])
 
         self._processes: list[Process] = []
+        self._unhandled: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self._unhandled.append(context))
 
     async def process(self) -> Process:
         one = Process(self)
@@ -145,6 +148,8 @@ class Bench:
             self.loop.run_until_complete(story)
         finally:
             self.loop.run_until_complete(self._end())
+        gc.collect(1)  # a task whose error nobody has seen tells it when it is thrown away
+        assert self._unhandled == []
 
     async def _end(self) -> None:
         for one in self._processes:

@@ -406,12 +406,13 @@ def test_who_is_not_in_use_any_more_does_not_stand_before_who_is(bench: Bench) -
         await learned(one)
         rooms = one.rooms.installations
         rooms.used("nobody")
+        rooms._not_before["nobody"] = 0.0
         await asyncio.sleep(2 * TTL_S + 1)
         rooms.used("acme")
         await rooms._watch_once()
         await asyncio.sleep(1)
         assert one.asked("installation") == 1
-        assert list(rooms._in_use) == ["acme"]
+        assert (list(rooms._in_use), rooms._not_before) == (["acme"], {})
 
     bench.play(story())
 

@@ -175,6 +175,8 @@ def test_what_is_not_there_or_not_ours_to_change(bench: Bench) -> None:
         register.use_bootstrap("c" * 12)
         with pytest.raises(NotFoundError):
             await calls[0]("b" * 12)
+        with pytest.raises(ConflictError):
+            await calls[0]("c" * 12)
         revoked = await made(register)
         await register.revoke(revoked.id, by="ops")
         for call in calls[:2]:

@@ -104,6 +104,26 @@ def test_a_refresh_that_nobody_waited_for_says_nothing_about_a_call(bench: Bench
     bench.play(story())
 
 
+def test_a_refresh_that_another_replica_failed_with_is_not_tried_again(bench: Bench) -> None:
+    """Also by who has looked before it failed."""
+
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        await one.mint("widgets")
+        wanted = scope("widgets")
+        seen = await two.store.read(ReadQuery(scope=wanted))
+        one.github_does(mint=failing(GitHubUnavailableError("500")))
+        grant = Grant(ONE, "test", wanted)
+        one.rooms.minter.mint_ahead(grant, await one.store.read(ReadQuery(scope=wanted)))
+        await asyncio.sleep(0.5)
+        assert one.asked("mint") == 2
+        two.rooms.minter.mint_ahead(grant, seen)
+        await asyncio.sleep(0.5)
+        assert two.asked("mint") == 0
+
+    bench.play(story())
+
+
 def test_who_waits_is_counted(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
@@ -567,6 +587,24 @@ def test_a_late_revocation_is_tried_for_a_minute_ever_less_often(
     (told,) = [each for each in caplog.records if each.levelno == logging.ERROR]
     (token,) = bench.github.minted.values()
     assert told.__dict__["token_sha256"] == token.sha
+
+
+def test_a_late_revocation_is_tried_three_times_though_its_time_is_over(bench: Bench) -> None:
+    """A machine that was suspended wakes up with all of its time gone."""
+
+    async def story() -> None:
+        one = await bench.process()
+
+        async def suspended(_: Secret) -> None:
+            bench.loop.leap(120)
+            raise GitHubUnavailableError("500")
+
+        one.github_does(revoke=suspended)
+        await doomed(one)
+        await asyncio.sleep(200)
+        assert one.asked("revoke") == 3
+
+    bench.play(story())
 
 
 def test_a_late_revocation_that_the_audit_does_not_take_is_done_all_the_same(bench: Bench) -> None:
