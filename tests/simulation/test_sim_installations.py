@@ -567,6 +567,7 @@ def test_another_account_under_the_name_is_recorded(bench: Bench, caplog: pytest
     bench.play(story())
     (alarm,) = [each for each in caplog.records if "pinned login" in each.getMessage()]
     assert (alarm.levelname, alarm.__dict__["owner"]) == ("CRITICAL", "acme")
+    assert alarm.__dict__["installation_id"] == 77
 
 
 def test_stopping_waits_for_what_runs_but_not_for_long(bench: Bench) -> None:
