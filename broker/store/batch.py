@@ -80,6 +80,8 @@ class Batcher(Generic[Item, Reply]):
         try:
             while self._waiting:
                 await self._batch()
+                # Whoever was answered or is ready comes first: so the next batch is one for many.
+                await asyncio.sleep(0)
         finally:
             if self._task is asyncio.current_task():
                 self._task = None
