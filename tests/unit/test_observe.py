@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -16,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.access.keys import generate
-from broker.observe import REQUEST_ID, ConsoleFormatter, JsonFormatter, Rendered, configure_logging
+from broker.observe import (
+    REQUEST_ID,
+    ConsoleFormatter,
+    JsonFormatter,
+    Rendered,
+    configure_logging,
+    log_rendered,
+)
 from broker.redaction import redact
 from broker.sandbox import token_text
 
@@ -194,6 +202,25 @@ def test_no_logger_at_any_level_lets_a_secret_out(
     assert err.count("it failed") >= len(SECRETS) * len(LOGGERS)
     for text, core in SECRETS.values():
         assert core not in err, text[:10]
+
+
+@pytest.mark.usefixtures("logging_of_a_process")
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_line_without_a_record_says_what_one_with_a_record_does(
+    form: Literal["json", "console"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(form=form, level="info")
+    log = logging.getLogger("broker.audit")
+    fields = Rendered.of({"event": "token.issued", "key_name": 'a "name"'}).of_request("r-1", "192.0.2.7")
+    log_rendered(log, "token.issued", fields)
+    log.info("token.issued", extra={"audit": fields})
+    log.setLevel(logging.WARNING)
+    log_rendered(log, "token.issued", fields)
+    log.setLevel(logging.NOTSET)
+    first, second = capsys.readouterr().err.splitlines()
+    time_of_day = re.compile(r"\d\d:\d\d:\d\d\.\d\d\d")
+    assert time_of_day.sub("", first) == time_of_day.sub("", second)
+    assert "192.0.2.7" in first
 
 
 def _fail(text: str) -> None:
