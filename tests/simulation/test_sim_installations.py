@@ -28,6 +28,14 @@ async def learned(process: Process) -> Installation:
     return await process.rooms.installations.find("acme", WIDGETS)
 
 
+async def due(process: Process) -> Installation:
+    """Have the process look acme up, and let time pass until the watch would look again."""
+    known = await learned(process)
+    process.rooms.installations.used("acme")
+    await asyncio.sleep(TTL_S / 2 + 1)
+    return known
+
+
 # -- finding ---------------------------------------------------------------------------------------
 
 
@@ -461,9 +469,7 @@ def test_a_sweep_is_one_replicas(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
 
     async def story() -> None:
         one = await bench.process()
-        known = await learned(one)
-        one.rooms.installations.used("acme")
-        await asyncio.sleep(TTL_S / 2 + 1)
+        known = await due(one)
         held = await one.sealed.lease("job:installations")
         assert held is not None
         await one.rooms.installations._watch_once()
@@ -484,9 +490,7 @@ def test_a_sweep_that_github_refuses_changes_nothing(bench: Bench, monkeypatch: 
 
     async def story() -> None:
         one = await bench.process()
-        known = await learned(one)
-        one.rooms.installations.used("acme")
-        await asyncio.sleep(TTL_S / 2 + 1)
+        known = await due(one)
         one.github_does(installations=failing(GitHubTimeoutError("silent")))
         await one.rooms.installations._watch_once()
         assert one.asked("installations") == 1

@@ -30,6 +30,32 @@ async def test_one_turn_is_one_batch() -> None:
     assert sizes == [256, 44]
 
 
+async def test_whoever_was_answered_and_asks_again_is_in_the_next_batch() -> None:
+    """Else those who came while a batch ran and those whom it answered would take turns for ever."""
+    batches: list[list[int]] = []
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def run(items: Sequence[int], until: float) -> Sequence[int | Exception]:
+        batches.append(sorted(items))
+        began.set()
+        await go_on.wait()
+        return list(items)
+
+    batcher = Batcher(run, deadline_s=5)
+
+    async def twice(item: int) -> None:
+        await batcher.submit(item)
+        await batcher.submit(item + 10)
+
+    early = [asyncio.create_task(twice(item)) for item in (1, 2)]
+    await began.wait()
+    late = asyncio.create_task(twice(3))
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*early, late)
+    assert batches[:2] == [[1, 2], [3, 11, 12]]
+
+
 async def test_an_error_among_the_replies_is_its_callers_own() -> None:
     async def run(items: Sequence[int], until: float) -> Sequence[int | Exception]:
         return [ValueError(str(item)) if item % 2 else item for item in items]
