@@ -13,11 +13,12 @@ import os
 import platform
 import struct
 import time
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -262,6 +263,8 @@ class PrometheusMeter(Meter):
 class _Children:
     """A counter's children, each looked up once: ``labels()`` costs more than counting.
 
+    So does what ``inc()`` asks each time (is it a parent? is it negative?): a child's value is held itself.
+
     Args:
         counter: with labels.
         known: label values that are there from the start, so that the first event is seen as a rise.
@@ -269,13 +272,17 @@ class _Children:
 
     def __init__(self, counter: Counter, known: Iterable[tuple[str, ...]] = ()) -> None:
         self._counter = counter
-        self._children: dict[tuple[str, ...], Counter] = {each: counter.labels(*each) for each in known}
+        self._add: dict[tuple[str, ...], Callable[[float], None]] = {}
+        for each in known:
+            self._child(each)
 
     def inc(self, *values: str, by: int = 1) -> None:
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._counter.labels(*values)
-        child.inc(by)
+        (self._add.get(values) or self._child(values))(by)
+
+    def _child(self, values: tuple[str, ...]) -> Callable[[float], None]:
+        add: Callable[[float], None] = self._counter.labels(*values)._value.inc  # noqa: SLF001 - see the class
+        self._add[values] = add
+        return add
 
 
 class _Histograms:
@@ -283,13 +290,19 @@ class _Histograms:
 
     def __init__(self, histogram: Histogram, known: Iterable[tuple[str]] = ()) -> None:
         self._histogram = histogram
-        self._children: dict[str, Histogram] = {each: histogram.labels(each) for (each,) in known}
+        self._children: dict[str, tuple[list[float], list[Any], Any]] = {}
+        for (each,) in known:
+            self._child(each)
 
     def observe(self, seconds: float, value: str) -> None:
-        child = self._children.get(value)
-        if child is None:
-            child = self._children[value] = self._histogram.labels(value)
-        child.observe(seconds)
+        bounds, buckets, total = self._children.get(value) or self._child(value)
+        buckets[bisect_left(bounds, seconds)].inc(1)
+        total.inc(seconds)
+
+    def _child(self, value: str) -> tuple[list[float], list[Any], Any]:
+        held = self._histogram.labels(value)
+        child = self._children[value] = held._upper_bounds, held._buckets, held._sum  # noqa: SLF001 - see _Children
+        return child
 
 
 class _RateLimits:

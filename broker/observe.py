@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,11 +63,11 @@ class Rendered:
         """Return what lines have in common, rendered."""
         return cls(_json_line(common)[1:-1])
 
-    def of_request(self, request_id: str, client_ip: str | None) -> "Rendered":
-        """Return the fields of one line; the edge has checked that a request's id holds no secret."""
+    def of_request(self, request_id: str, client_ip: str | None) -> str:
+        """Return the members of one line; the edge has checked that a request's id holds no secret."""
         if client_ip is None:
-            return Rendered(f'"request_id":{_quoted(request_id)},{self.members}')
-        return Rendered(f'"request_id":{_quoted(request_id)},"client_ip":{_quoted(client_ip)},{self.members}')
+            return f'"request_id":{_quoted(request_id)},{self.members}'
+        return f'"request_id":{_quoted(request_id)},"client_ip":{_quoted(client_ip)},{self.members}'
 
 
 def _json_line(fields: dict[str, object]) -> str:
@@ -108,10 +107,9 @@ class _Formatter(logging.Formatter):
         return found
 
 
-def _rendered(at: float, level: str, logger: str, message: str, fields: Rendered) -> str:
+def _rendered(at: float, level: str, logger: str, message: str, members: str) -> str:
     return (
-        f'{{"time":"{_time(at)}","level":"{level}","logger":"{logger}","message":"{message}",'
-        f"{fields.members}}}"
+        f'{{"time":"{_time(at)}","level":"{level}","logger":"{logger}","message":"{message}",{members}}}'
     )
 
 
@@ -122,7 +120,7 @@ class JsonFormatter(_Formatter):
         """Return the line."""
         audit = vars(record).get("audit")
         if isinstance(audit, Rendered):
-            return _rendered(record.created, record.levelname.lower(), record.name, record.msg, audit)
+            return _rendered(record.created, record.levelname.lower(), record.name, record.msg, audit.members)
         return _json_line(self.fields(record))
 
 
@@ -152,29 +150,30 @@ def _plain(value: object) -> str:
 class _LineHandler(logging.StreamHandler[TextIO]):
     """Writes to stderr; also lines that are whole already."""
 
-    def write(self, line: str, record: Callable[[], logging.LogRecord]) -> None:
-        """Write a line; ``record`` makes what stands for it if that fails."""
+    def write(self, line: str) -> None:
+        """Write a line."""
         self.acquire()
         try:
             self.stream.write(line + self.terminator)
             self.stream.flush()
         except Exception:  # noqa: BLE001 - as emit(): a log that fails must not fail what it tells of
-            self.handleError(record())
+            self.handleError(logging.makeLogRecord({"msg": line}))
         finally:
             self.release()
 
 
-def log_rendered(log: logging.Logger, message: str, fields: Rendered) -> None:
+def log_rendered(log: logging.Logger, message: str, members: str) -> None:
     """As ``log.info``, for lines of which there are many: a record is made only where something needs one.
 
     Nobody needs one where all logs of the process go to our own handler, as JSON.
+
+    Args:
+        log: the logger.
+        message: what happened.
+        members: the fields, as ``Rendered.of_request`` gives them.
     """
     if not log.isEnabledFor(logging.INFO):
         return
-
-    def record() -> logging.LogRecord:
-        return log.makeRecord(log.name, logging.INFO, "", 0, message, (), None, extra={"audit": fields})
-
     handlers = logging.root.handlers
     if (
         len(handlers) == 1
@@ -182,9 +181,10 @@ def log_rendered(log: logging.Logger, message: str, fields: Rendered) -> None:
         and type(handlers[0].formatter) is JsonFormatter
     ):
         now = time.time()  # noqa: TID251 - as in a LogRecord: it decides nothing
-        handlers[0].write(_rendered(now, "info", log.name, message, fields), record)
+        handlers[0].write(_rendered(now, "info", log.name, message, members))
     else:
-        log.handle(record())
+        extra = {"audit": Rendered(members)}
+        log.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None, extra=extra))
 
 
 def configure_logging(*, form: Literal["console", "json"] | None, level: str) -> None:

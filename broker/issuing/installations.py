@@ -201,9 +201,9 @@ class Installations:
         """Note that somebody asks for tokens of ``owner``, so that it is looked at from time to time."""
         self._in_use[owner] = asyncio.get_running_loop().time()
 
-    def is_old(self, installation: Installation) -> bool:
-        """Return whether the picture is older than is trusted while GitHub answers."""
-        return self._store.now() - installation.checked_at > self._ttl_s
+    def is_old(self, installation: Installation, *, now: float) -> bool:
+        """Return whether the picture is older, at ``now`` (store time), than is trusted while GitHub answers."""
+        return now - installation.checked_at > self._ttl_s
 
     async def renewed(self, owner: str, installation: Installation) -> None:
         """Have an old picture looked at again; returns when that is done, failed, or takes too long.

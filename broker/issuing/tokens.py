@@ -250,12 +250,15 @@ class Issuer:
             if attempt == 0 and caller.rate_limit_per_minute is not None:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
-            if attempt == 0 and (old := self._old_picture(request.scope, seen)) is not None:
-                async with asyncio.timeout_at(until):
-                    await self._installations.renewed(request.scope.owner, old)
-                continue
-            _serves(seen.installation())
-            token = self._cached(seen, request, way)
+            installation = seen.installation()
+            if installation is not None:
+                self._installations.used(request.scope.owner)
+                if attempt == 0 and self._installations.is_old(installation, now=seen.now):
+                    async with asyncio.timeout_at(until):
+                        await self._installations.renewed(request.scope.owner, installation)
+                    continue
+                _serves(installation)
+            token = self._cached(seen, installation, request, way)
             if way.bad is None:
                 way.bad = token.sha256 if token is not None else ""
             if token is not None and way.refresh and token.sha256 == way.bad:
@@ -286,21 +289,15 @@ class Issuer:
             raise BlockedError
         return grant
 
-    def _old_picture(self, scope: Scope, seen: Snapshot) -> Installation | None:
-        """Return what is known of the owner's installation if that is too old to go by."""
-        installation = seen.installation()
-        if installation is None:
-            return None
-        self._installations.used(scope.owner)
-        return installation if self._installations.is_old(installation) else None
-
-    def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
+    def _cached(
+        self, seen: Snapshot, installation: Installation | None, request: TokenRequest, way: "_Way"
+    ) -> LiveToken | None:
         """Return the cached token; None where one has to be minted.
 
         Raises:
             BrokerError: the scope has just failed and cools down.
         """
-        token = self._good(seen, request, way.fresh)
+        token = self._good(seen, installation, request, way.fresh) if installation is not None else None
         if token is None:
             failure = seen.failure()
             if failure is not None and way.fresh is None and not way.refresh:
@@ -313,11 +310,12 @@ class Issuer:
         way.through_gate = way.refresh
         return None if way.refresh else token
 
-    def _good(self, seen: Snapshot, request: TokenRequest, fresh: str | None) -> LiveToken | None:
+    def _good(
+        self, seen: Snapshot, installation: Installation, request: TokenRequest, fresh: str | None
+    ) -> LiveToken | None:
         """Return the cached token if it is the installation's and lives long enough by GitHub's clock."""
-        installation = seen.installation()
-        token = seen.token() if installation is not None else None
-        if token is None or installation is None or token.installation_id != installation.id:
+        token = seen.token()
+        if token is None or token.installation_id != installation.id:
             return None
         if token.sha256 == fresh:
             return token  # a token just minted satisfies any min_ttl, else a wrong clock mints for ever
@@ -393,15 +391,13 @@ class Issuer:
             await self._auditor.denied(event)
 
 
-def _serves(installation: Installation | None) -> None:
-    """Let an installation through that serves, or that nothing is known of yet.
+def _serves(installation: Installation) -> None:
+    """Let an installation through that serves.
 
     Raises:
         BlockedError: the account is not the one first seen under this login.
         InstallationSuspendedError: the owner suspended the app.
     """
-    if installation is None:
-        return
     if installation.foreign:
         raise BlockedError("the owner's account changed", public=OWNER_CHANGED)
     if installation.suspended:

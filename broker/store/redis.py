@@ -259,11 +259,11 @@ class RedisBackend:
         return self.reads.submit(want)
 
     async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
-        # dict.fromkeys: a set that keeps the order, so that a reply's place says whose it is.
         sent_at = asyncio.get_running_loop().time()
-        fields = tuple(dict.fromkeys((*STATE_FIELDS, *(name for want in wants for name in want.fields))))
-        keys = tuple(dict.fromkeys(("!", *(key for want in wants for key in want.keys))))
-        strings = tuple(dict.fromkeys(name for want in wants for name in want.strings))
+        # A tuple's order: a reply's place says whose it is.
+        fields = tuple(set(STATE_FIELDS).union(*[want.fields for want in wants]))
+        keys = tuple({"!"}.union(*[want.keys for want in wants]))
+        strings = tuple(set[str]().union(*[want.strings for want in wants]))
         commands: list[Command] = [
             ("MULTI",),
             ("HMGET", self._name("S"), *fields),

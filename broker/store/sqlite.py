@@ -541,9 +541,9 @@ class SqliteBackend:
     async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
         del until  # the job's own deadline is the same
         sent_at = asyncio.get_running_loop().time()
-        fields = tuple({*STATE_FIELDS, *(name for want in wants for name in want.fields)})
-        keys = tuple({key for want in wants for key in want.keys})
-        strings = tuple({name for want in wants for name in want.strings})
+        fields = tuple(set(STATE_FIELDS).union(*[want.fields for want in wants]))
+        keys = tuple(set[str]().union(*[want.keys for want in wants]))
+        strings = tuple(set[str]().union(*[want.strings for want in wants]))
 
         def job(db: sqlite3.Connection, now: float) -> View:
             state = _select(db, "SELECT name, value FROM state WHERE name IN ", fields)

@@ -111,13 +111,13 @@ class _Work:
 
     running: int = 0
 
-    def find_room(self, path: str) -> None:
-        """Let a request in.
+    def crowded(self, path: str) -> None:
+        """Turn a request away that finds more than ``MAX_AT_ONCE`` in work.
 
         Raises:
-            RateLimitedError: too many are in work, and it is no probe.
+            RateLimitedError: it is no probe.
         """
-        if self.running > MAX_AT_ONCE and path not in _PROBES:
+        if path not in _PROBES:
             raise RateLimitedError(
                 "too many requests at once",
                 public="Too many requests at once. Try again.",
@@ -162,8 +162,12 @@ class _Exchange:
             message = await self._receive()
         finally:
             work.running += 1
-        if message["type"] == "http.request" and not message.get("more_body", False):
-            work.find_room(self._path)
+        if (
+            work.running > MAX_AT_ONCE
+            and message["type"] == "http.request"
+            and not message.get("more_body", False)
+        ):
+            work.crowded(self._path)
         return message
 
     async def send(self, message: Message) -> None:
@@ -239,7 +243,8 @@ class Edge:
         outside = REQUEST_ID.set(request_id)
         work.running += 1
         try:
-            work.find_room(scope["path"])
+            if work.running > MAX_AT_ONCE:
+                work.crowded(scope["path"])
             await self._route(scope)(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             if not self._draining():
@@ -290,7 +295,7 @@ class Edge:
                 request_id = value
             elif name == b"x-forwarded-for":
                 forwarded.append(value)
-        shown = _shown(request_id)
+        shown = _shown(request_id) if request_id else new_request_id()
         peer = scope["client"][0] if scope.get("client") else None
         scope["app"] = self  # routes raise instead of answering when they see an app around them
         state = scope.setdefault("state", {})
@@ -301,7 +306,7 @@ class Edge:
 
 def _shown(request_id: bytes) -> str:
     """Return the caller's request id, or a new one: it goes into the audit, so a key sent as one must not."""
-    if request_id and _REQUEST_ID.fullmatch(request_id) and not holds_secret(text := request_id.decode()):
+    if _REQUEST_ID.fullmatch(request_id) and not holds_secret(text := request_id.decode()):
         return text
     return new_request_id()
 

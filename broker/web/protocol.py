@@ -1,16 +1,22 @@
-"""The HTTP/1.1 protocol under uvicorn, with the bounds that it does not have; reads the socket.
+"""The HTTP/1.1 protocol under uvicorn, with the bounds that it does not have; reads and writes the socket.
 
 uvicorn's httptools parser collects headers without a limit, waits for ever for the end of a head, and
 for ever for a client that does not read its answer. A connection that waits for its client holds room
 that others need: each such wait has an end here, and near the limit of connections whoever has kept
 us waiting longest goes first, so that idle or slow connections never crowd out a probe or a caller.
+
+A short answer is written whole, once, and a connection that is kept needs no timer of its own for each
+answer: both took longer than parsing the request.
 """
 
 import asyncio
+import re
 import resource
-from typing import Final, cast
+from collections.abc import Awaitable
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES: Final = 32 * 1024
 """Of a request line with all its headers; a little more may arrive with the read that goes beyond."""
@@ -27,6 +33,9 @@ READ_WITHIN_S: Final = 20.0
 SPARE: Final = 128
 """So many connections below uvicorn's limit, those that wait for their clients begin to be closed."""
 
+
+_HEADER_LINES: Final = re.compile(rb"(?:[a-z0-9-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+_WITHOUT_BODY: Final = frozenset({204, 304})
 
 MAX_CONNECTIONS: Final = 4096
 _OTHER_FILES: Final = 256
@@ -54,11 +63,21 @@ class BoundedProtocol(HttpToolsProtocol):
     _waiting: dict["BoundedProtocol", None]
     """Connections of this server that wait for their clients, longest first."""
 
+    _idle_since = 0.0
     _head_bytes = 0
     _in_head = True
     _answered = True
     _head_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever uvicorn gives
+        super().__init__(*args, **kwargs)
+        self._app = self.app
+        self.app = self._answered_whole
+
+    def _answered_whole(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        cycle = cast("RequestResponseCycle", send.__self__)  # type: ignore[attr-defined]
+        return self._app(scope, receive, _Answer(cycle).send)
 
     # -- the transport's callbacks ---------------------------------------------------------------
 
@@ -82,7 +101,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._waiting.pop(self, None)
         self._head_timer = _cancel(self._head_timer)
         self._answer_timer = _cancel(self._answer_timer)
-        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset, and all that it holds with it
+        # uvicorn leaves it after a reset, and all that it holds with it.
+        self.timeout_keep_alive_task = _cancel(self.timeout_keep_alive_task)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -156,19 +176,37 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer is written, perhaps not sent."""
-        self._answered = not self.pipeline  # else the next request is in work at once
-        super().on_response_complete()
-        if self._answered:
-            self._wait()
-            if self.cycle.body:
-                self.cycle.body.clear()  # what of the request nobody has read
+        if self.pipeline:  # the next request is in work at once
+            self._answered = False
+            super().on_response_complete()
+            return
+        self._answered = True
+        self.server_state.total_requests += 1
+        self._wait()
+        if self.cycle.body:
+            self.cycle.body.clear()  # what of the request nobody has read
         if self.transport.is_closing():
             self._expect_reading()
+            return
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._expect_more(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection."""
+        """Close the connection if it has been idle all the time."""
+        self.timeout_keep_alive_task = None
+        if not self._answered or self._head_timer is not None:
+            return  # in use; the next answer looks after it again
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._expect_more(left)
+            return
         super().timeout_keep_alive_handler()
         self._expect_reading()
+
+    def _unset_keepalive_if_required(self) -> None:
+        """Keep the timer: to look again later costs nothing, to unset and set it costs each request."""
 
     # -- what is waited for ----------------------------------------------------------------------
 
@@ -176,6 +214,9 @@ class BoundedProtocol(HttpToolsProtocol):
         """Note that it is the client's turn."""
         self._waiting.pop(self, None)
         self._waiting[self] = None
+
+    def _expect_more(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _expect_head(self) -> None:
         if self._head_timer is None:
@@ -190,6 +231,66 @@ class BoundedProtocol(HttpToolsProtocol):
         self._waiting.pop(self, None)
         self.connections.discard(self)  # at once, so that a burst of accepts counts right
         self.transport.abort()
+
+
+class _Answer:
+    """Sends an answer as uvicorn would; one that comes whole in one piece, with its head in one write.
+
+    Whatever is unusual about an answer is left to uvicorn, which also says what is wrong with it.
+    """
+
+    __slots__ = ("_cycle", "_start")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._start: Message | None = None
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the app: a head is kept until its body comes."""
+        start, self._start = self._start, None
+        if start is None:
+            if message["type"] == "http.response.start" and not self._cycle.response_started:
+                self._start = message
+                return
+        elif self._at_once(start, message):
+            return
+        else:
+            await self._cycle.send(start)  # type: ignore[arg-type]
+        await self._cycle.send(message)  # type: ignore[arg-type]
+
+    def _at_once(self, start: Message, message: Message) -> bool:
+        """Write the answer if it is whole and plain; False leaves all as it was."""
+        cycle = self._cycle
+        if (
+            message["type"] != "http.response.body"
+            or message.get("more_body", False)
+            or not cycle.keep_alive
+            or cycle.disconnected
+            or cycle.flow.write_paused
+            or cycle.access_log
+            or cycle.scope["method"] == "HEAD"
+            or start["status"] in _WITHOUT_BODY
+        ):
+            return False
+        body = message.get("body", b"")
+        headers = [*cycle.default_headers, *start["headers"]]
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if _HEADER_LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers):
+            return False
+        named = dict(headers)
+        if (
+            named.get(b"content-length") != b"%d" % len(body)
+            or b"connection" in named
+            or b"transfer-encoding" in named
+        ):
+            return False
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[start["status"]], lines, body))
+        cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

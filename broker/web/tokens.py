@@ -140,14 +140,16 @@ class Tokens:
     async def token(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """``POST /v1/github/token``, as plain ASGI: of all routes this one is asked all the time."""
         request = Request(scope, receive)
-
-        async def wanted() -> TokenRequest:
+        presented, origin = presented_key(request), origin_of(request)
+        try:
             if scope["query_string"]:
                 query_values(request, ())
             body = await read_body(request)
-            return (self._meant if len(body) <= _REMEMBERED_BYTES else self._parse)(body)
-
-        answer = _token_answer(await self._issue(request, presented_key(request), wanted))
+            wanted = (self._meant if len(body) <= _REMEMBERED_BYTES else self._parse)(body)
+        except RequestError as error:
+            await self._issuer.refuse(presented, error, origin)
+            raise
+        answer = _token_answer(await self._issuer.issue(presented, wanted, origin))
         headers = [*_TOKEN_HEADERS, (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
@@ -167,26 +169,18 @@ class Tokens:
     ) -> Issued:
         """Return a token of default permissions for the one repository that ``name`` reads from a request.
 
+        A request that makes no sense is audited too.
+
         Raises:
             BrokerError: as ``Issuer.issue``.
         """
-
-        async def wanted() -> TokenRequest:
-            return TokenRequest(self._scope("repository", [await name()], parse_permissions(None)))
-
-        return await self._issue(request, presented, wanted)
-
-    async def _issue(
-        self, request: Request, presented: PresentedKey, parse: Callable[[], Awaitable[TokenRequest]]
-    ) -> Issued:
-        """Issue what ``parse`` reads from the request; one that makes no sense is audited too."""
         origin = origin_of(request)
         try:
-            wanted = await parse()
+            scope = self._scope("repository", [await name()], parse_permissions(None))
         except RequestError as error:
             await self._issuer.refuse(presented, error, origin)
             raise
-        return await self._issuer.issue(presented, wanted, origin)
+        return await self._issuer.issue(presented, TokenRequest(scope), origin)
 
     def _scope(self, field: str, texts: list[str], permissions: tuple[str, ...]) -> Scope:
         names = [_of_field(field, RepositoryName.parse, text) for text in texts]

@@ -376,8 +376,8 @@ def test_a_picture_is_old_when_its_time_is_over(bench: Bench) -> None:
         known = await learned(one)
         is_old = one.rooms.installations.is_old
         now = one.sealed.now()
-        assert not is_old(replace(known, checked_at=now - TTL_S + 1))
-        assert is_old(replace(known, checked_at=now - TTL_S - 1))
+        assert not is_old(replace(known, checked_at=now - TTL_S + 1), now=now)
+        assert is_old(replace(known, checked_at=now - TTL_S - 1), now=now)
 
     bench.play(story())
 

@@ -146,7 +146,7 @@ def test_a_line_of_which_most_was_rendered_before_says_the_same(
 ) -> None:
     common = {"event": "token.issued", "key_name": f'a "name" of {LEGACY}', "repositories": ["acme/a"]}
     own = {"request_id": "r-1"} | ({} if client_ip is None else {"client_ip": client_ip})
-    prepared = Rendered.of(common).of_request("r-1", client_ip)
+    prepared = Rendered(Rendered.of(common).of_request("r-1", client_ip))
     again, first = record("token.issued", audit=prepared), record("token.issued", audit=own | common)
     again.created = first.created
     line = formatter.format(again)
@@ -211,11 +211,11 @@ def test_a_line_without_a_record_says_what_one_with_a_record_does(
 ) -> None:
     configure_logging(form=form, level="info")
     log = logging.getLogger("broker.audit")
-    fields = Rendered.of({"event": "token.issued", "key_name": 'a "name"'}).of_request("r-1", "192.0.2.7")
-    log_rendered(log, "token.issued", fields)
-    log.info("token.issued", extra={"audit": fields})
+    members = Rendered.of({"event": "token.issued", "key_name": 'a "name"'}).of_request("r-1", "192.0.2.7")
+    log_rendered(log, "token.issued", members)
+    log.info("token.issued", extra={"audit": Rendered(members)})
     log.setLevel(logging.WARNING)
-    log_rendered(log, "token.issued", fields)
+    log_rendered(log, "token.issued", members)
     log.setLevel(logging.NOTSET)
     first, second = capsys.readouterr().err.splitlines()
     time_of_day = re.compile(r"\d\d:\d\d:\d\d\.\d\d\d")
