@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.errors import InvalidRequestError, NotReadOnlyError
 
@@ -232,8 +232,7 @@ class ApiKeyRecord:
         return self.revoked_at is not None or (self.expires_at is not None and self.expires_at <= now)
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(NamedTuple):
     """What one caller was allowed for one call; proof that policy was asked."""
 
     key_id: str

@@ -108,9 +108,7 @@ class _Formatter(logging.Formatter):
 
 
 def _rendered(at: float, level: str, logger: str, message: str, members: str) -> str:
-    return (
-        f'{{"time":"{_time(at)}","level":"{level}","logger":"{logger}","message":"{message}",{members}}}'
-    )
+    return f'{{"time":"{_time(at)}","level":"{level}","logger":"{logger}","message":"{message}",{members}}}'
 
 
 class JsonFormatter(_Formatter):

@@ -7,7 +7,7 @@ depends on two calls being near each other. ``broker.store`` implements it twice
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from broker.model import (
     ApiKeyRecord,
@@ -170,8 +170,7 @@ class AuditEvent:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReadQuery:
+class ReadQuery(NamedTuple):
     """What one request has to know: its key, and (if it wants a token) a scope."""
 
     key_id: str | None = None

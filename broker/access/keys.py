@@ -9,8 +9,7 @@ import hmac
 import re
 import secrets
 import zlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.errors import InvalidApiKeyError
 from broker.model import Secret
@@ -23,14 +22,17 @@ _ID_LENGTH: Final = 12
 _SECRET_LENGTH: Final = 43
 _CHECK_LENGTH: Final = 6
 _PAIRS: Final = tuple(first + second for first in ALPHABET for second in ALPHABET)
-"""Two base62 digits at a time: the check digits are worked out for every request."""
+"""Two base62 digits at a time."""
+
+_REMEMBERED: Final = 4096
+_well_formed: Final[dict[str, "PresentedKey"]] = {}
+"""Keys whose form and check digits were right, by their digests: those of jobs come over and over."""
 
 _KEY: Final = re.compile(r"ghbk_([0-9A-Za-z]{12})_[0-9A-Za-z]{49}", re.ASCII)
 KEY_ID: Final = re.compile(r"[0-9A-Za-z]{12}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class PresentedKey:
+class PresentedKey(NamedTuple):
     """A well-formed key that somebody showed; whether it is known is not decided yet.
 
     Attributes:
@@ -47,11 +49,7 @@ class PresentedKey:
 
 def checksum(body: str) -> str:
     """Return the six check digits of ``ghbk_<id>_<secret>``: base62 of its CRC32."""
-    return _digits(body.encode())
-
-
-def _digits(body: bytes) -> str:
-    rest, last = divmod(zlib.crc32(body), len(_PAIRS))
+    rest, last = divmod(zlib.crc32(body.encode()), len(_PAIRS))
     first, middle = divmod(rest, len(_PAIRS))
     return _PAIRS[first] + _PAIRS[middle] + _PAIRS[last]
 
@@ -71,9 +69,14 @@ def parse(text: str) -> PresentedKey:
     Raises:
         InvalidApiKeyError: they are not; the text of the error does not hold the key.
     """
-    if match := _KEY.fullmatch(text):
-        raw = text.encode()
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    presented = _well_formed.get(digest)
+    if presented is None:
+        match = _KEY.fullmatch(text)
         # No secret is compared: anyone who has the text can work out its check digits.
-        if _digits(raw[:-_CHECK_LENGTH]) == text[-_CHECK_LENGTH:]:
-            return PresentedKey(match[1], hashlib.sha256(raw).hexdigest())
-    raise InvalidApiKeyError("a malformed key, or its check digits are wrong")
+        if match is None or checksum(text[:-_CHECK_LENGTH]) != text[-_CHECK_LENGTH:]:
+            raise InvalidApiKeyError("a malformed key, or its check digits are wrong")
+        if len(_well_formed) >= _REMEMBERED:
+            _well_formed.clear()
+        presented = _well_formed[digest] = PresentedKey(match[1], digest)
+    return presented

@@ -202,7 +202,7 @@ class Installations:
         self._in_use[owner] = asyncio.get_running_loop().time()
 
     def is_old(self, installation: Installation, *, now: float) -> bool:
-        """Return whether the picture is older, at ``now`` (store time), than is trusted while GitHub answers."""
+        """Return whether the picture is too old, at ``now`` (store time), while GitHub answers."""
         return now - installation.checked_at > self._ttl_s
 
     async def renewed(self, owner: str, installation: Installation) -> None:

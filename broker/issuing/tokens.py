@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from broker.access.keys import PresentedKey
 from broker.access.limits import RateLimiter, Strangers
@@ -38,8 +38,7 @@ _DENIED_NAMES: Final = 20
 """So many names of a refused request are kept: what is refused must not fill the store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a request comes from, for the audit."""
 
     request_id: str
@@ -60,8 +59,7 @@ class TokenRequest:
     refresh: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(NamedTuple):
     """A token on its way to a caller."""
 
     token: LiveToken
@@ -250,15 +248,11 @@ class Issuer:
             if attempt == 0 and caller.rate_limit_per_minute is not None:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
-            installation = seen.installation()
-            if installation is not None:
-                self._installations.used(request.scope.owner)
-                if attempt == 0 and self._installations.is_old(installation, now=seen.now):
-                    async with asyncio.timeout_at(until):
-                        await self._installations.renewed(request.scope.owner, installation)
-                    continue
-                _serves(installation)
-            token = self._cached(seen, installation, request, way)
+            if attempt == 0 and (old := self._old_picture(request.scope, seen)) is not None:
+                async with asyncio.timeout_at(until):
+                    await self._installations.renewed(request.scope.owner, old)
+                continue
+            token = self._cached(seen, request, way)
             if way.bad is None:
                 way.bad = token.sha256 if token is not None else ""
             if token is not None and way.refresh and token.sha256 == way.bad:
@@ -289,15 +283,26 @@ class Issuer:
             raise BlockedError
         return grant
 
-    def _cached(
-        self, seen: Snapshot, installation: Installation | None, request: TokenRequest, way: "_Way"
-    ) -> LiveToken | None:
+    def _old_picture(self, scope: Scope, seen: Snapshot) -> Installation | None:
+        """Return what is known of the owner's installation if that is too old to go by."""
+        installation = seen.installation()
+        if installation is None:
+            return None
+        self._installations.used(scope.owner)
+        return installation if self._installations.is_old(installation, now=seen.now) else None
+
+    def _cached(self, seen: Snapshot, request: TokenRequest, way: "_Way") -> LiveToken | None:
         """Return the cached token; None where one has to be minted.
 
         Raises:
+            BlockedError: the account is not the one first seen under this login.
+            InstallationSuspendedError: the owner suspended the app.
             BrokerError: the scope has just failed and cools down.
         """
-        token = self._good(seen, installation, request, way.fresh) if installation is not None else None
+        token = None
+        if (installation := seen.installation()) is not None:
+            _serves(installation)
+            token = self._good(seen, installation, request, way.fresh)
         if token is None:
             failure = seen.failure()
             if failure is not None and way.fresh is None and not way.refresh:

@@ -10,7 +10,7 @@ All times that cross this port are Unix seconds (float) of the store's clock unl
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from broker.ports import Counts
 from broker.store.batch import Batcher
@@ -38,8 +38,7 @@ def epoch_of(value: bytes) -> int:
         return UNREADABLE
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
+class Want(NamedTuple):
     """What one reader needs.
 
     Attributes:

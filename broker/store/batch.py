@@ -11,6 +11,8 @@ from broker.errors import StoreError, StoreUnavailableError
 
 MAX_BATCH: Final = 256
 MAX_WAITING: Final = 10_000
+_TURNS: Final = 3
+"""Between two batches: who was answered goes on, the next requests are read, and ask. So one batch is for many."""
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")
@@ -80,8 +82,8 @@ class Batcher(Generic[Item, Reply]):
         try:
             while self._waiting:
                 await self._batch()
-                # Whoever was answered or is ready comes first: so the next batch is one for many.
-                await asyncio.sleep(0)
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
         finally:
             if self._task is asyncio.current_task():
                 self._task = None

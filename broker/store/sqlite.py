@@ -8,6 +8,7 @@ commit sees it, in every process of the host. Time is the host's and is passed i
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import queue
@@ -140,6 +141,20 @@ _STRINGS: Final = {
     "O": ("owners", "owner", "blob", "until"),
 }
 
+# READ, whole: one statement, so that the thread takes Python's lock seldom. CROSS JOIN: the order is as written.
+_READ: Final = " UNION ALL ".join(
+    (
+        "SELECT 'state', s.name, s.value FROM json_each(?2) j CROSS JOIN state s WHERE s.name = j.value",
+        "SELECT 'marker', name, value FROM key_state WHERE name = '!'",
+        "SELECT 'keys', k.id, k.blob FROM json_each(?3) j CROSS JOIN keys k WHERE k.id = j.value",
+        *(
+            f"SELECT 'strings', '{prefix}:' || t.{name}, t.{value} FROM json_each(?{place}) j "  # noqa: S608
+            f"CROSS JOIN {table} t WHERE t.{name} = j.value AND t.{until} > ?1"
+            for place, (prefix, (table, name, value, until)) in enumerate(_STRINGS.items(), 4)
+        ),
+    )
+)
+
 
 class _Thread:
     """One SQLite connection on one thread; jobs are functions of the connection.
@@ -233,13 +248,16 @@ class _Thread:
                     if future.cancelled():
                         continue  # nobody waits for it any more
                     self._running = (future,)
-                connection.execute("SAVEPOINT verb")
+                else:
+                    connection.execute("SAVEPOINT verb")
                 try:
                     done.append((future, job(connection), None))
                 except Exception as error:  # noqa: BLE001 - handed to the caller
-                    connection.execute("ROLLBACK TO verb")
+                    if not self._read_only:
+                        connection.execute("ROLLBACK TO verb")
                     done.append((future, None, error))
-                connection.execute("RELEASE verb")
+                if not self._read_only:
+                    connection.execute("RELEASE verb")
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - handed to every caller of the turn
             if self._connection is not None:
@@ -362,14 +380,18 @@ class SqliteBackend:
         for thread in threads:
             await thread.stop()
 
-    async def _run(
-        self, job: Callable[[sqlite3.Connection, float], R], *, writes: bool, deadline_s: float
-    ) -> R:
+    async def _thread(self, *, writes: bool) -> _Thread:
         if self._reader is None or not self._same_file():
             await self.connect()
         thread = self._writer if writes else self._reader
         if thread is None:
             raise StoreUnavailableError("the SQLite store is closed")
+        return thread
+
+    async def _run(
+        self, job: Callable[[sqlite3.Connection, float], R], *, writes: bool, deadline_s: float
+    ) -> R:
+        thread = await self._thread(writes=writes)
         future = thread.submit(lambda connection: job(connection, self._clock.now()))
         try:
             # Not wait_for(): until Python 3.12 it swallows a cancellation that comes with the answer.
@@ -539,43 +561,42 @@ class SqliteBackend:
         return self.reads.submit(want)
 
     async def _read_batch(self, wants: Sequence[Want], until: float) -> Sequence[View]:
-        del until  # the job's own deadline is the same
+        del until  # the batch is cancelled then
         sent_at = asyncio.get_running_loop().time()
-        fields = tuple(set(STATE_FIELDS).union(*[want.fields for want in wants]))
-        keys = tuple(set[str]().union(*[want.keys for want in wants]))
-        strings = tuple(set[str]().union(*[want.strings for want in wants]))
+        fields = set(STATE_FIELDS).union(*[want.fields for want in wants])
+        keys = set[str]().union(*[want.keys for want in wants])
+        strings: dict[str, list[str]] = {prefix: [] for prefix in _STRINGS}
+        for name in set[str]().union(*[want.strings for want in wants]):
+            prefix, _, rest = name.partition(":")
+            strings[prefix].append(rest)
+        names = [json.dumps([*each]) for each in (fields, keys, *strings.values())]
 
         def job(db: sqlite3.Connection, now: float) -> View:
-            state = _select(db, "SELECT name, value FROM state WHERE name IN ", fields)
-            marker = db.execute("SELECT value FROM key_state WHERE name = '!'").fetchone()
-            found_keys = _select(db, "SELECT id, blob FROM keys WHERE id IN ", keys)
-            found: dict[str, bytes] = {}
-            by_prefix: dict[str, list[str]] = {}
-            for name in strings:
-                prefix, _, rest = name.partition(":")
-                by_prefix.setdefault(prefix, []).append(rest)
-            for prefix, names in by_prefix.items():
-                table, column, value, until = _STRINGS[prefix]
-                rows = _select(
-                    db,
-                    f"SELECT {column}, {value} FROM {table} WHERE {until} > ? AND {column} IN ",  # noqa: S608
-                    tuple(names),
-                    now,
-                )
-                found.update((f"{prefix}:{name}", blob) for name, blob in rows.items())
+            found: dict[str, dict[str, bytes]] = {"state": {}, "marker": {}, "keys": {}, "strings": {}}
+            for kind, name, value in db.execute(_READ, (now, *names)):
+                found[kind][name] = value
+            state = found["state"]
             return View(
                 sent_at=sent_at,
                 now=now,
                 store_id=state.get("id"),
-                keys_id=marker[0] if marker else None,
+                keys_id=found["marker"].get("!"),
                 epoch=int(state.get("epoch", b"0")),
                 gh_offset=float(state.get("gh_offset", b"0")),
                 fields=state,
-                keys=found_keys,
-                strings=found,
+                keys=found["keys"],
+                strings=found["strings"],
             )
 
-        view = await self._query(job)
+        thread = await self._thread(writes=False)
+        future = thread.submit(lambda connection: job(connection, self._clock.now()))
+        try:
+            view = await future
+        except asyncio.CancelledError:
+            thread.give_up(future)
+            raise
+        except sqlite3.Error as error:
+            raise StoreUnavailableError(f"SQLite: {error}") from error
         return [view] * len(wants)
 
     # -- issuing ---------------------------------------------------------------------------------

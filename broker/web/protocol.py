@@ -15,8 +15,10 @@ import resource
 from collections.abc import Awaitable
 from typing import Any, Final, cast
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from broker.web.wire import WHOLE_BODY
 
 MAX_HEAD_BYTES: Final = 32 * 1024
 """Of a request line with all its headers; a little more may arrive with the read that goes beyond."""
@@ -77,7 +79,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _answered_whole(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         cycle = cast("RequestResponseCycle", send.__self__)  # type: ignore[attr-defined]
-        return self._app(scope, receive, _Answer(cycle).send)
+        if cycle.body and not cycle.more_body:
+            scope["extensions"] = {WHOLE_BODY: bytes(cycle.body)}
+        app = cast("ASGIApp", self._app)
+        return app(scope, receive, _Answer(cycle).send)
 
     # -- the transport's callbacks ---------------------------------------------------------------
 
