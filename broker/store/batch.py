@@ -12,7 +12,7 @@ from broker.errors import StoreError, StoreUnavailableError
 MAX_BATCH: Final = 256
 MAX_WAITING: Final = 10_000
 _TURNS: Final = 3
-"""Between two batches: who was answered goes on, the next requests are read, and ask. So one batch is for many."""
+"""Between two batches: who was answered goes on, the next requests are read, and ask: one batch for many."""
 
 Item = TypeVar("Item")
 Reply = TypeVar("Reply")

@@ -141,7 +141,7 @@ _STRINGS: Final = {
     "O": ("owners", "owner", "blob", "until"),
 }
 
-# READ, whole: one statement, so that the thread takes Python's lock seldom. CROSS JOIN: the order is as written.
+# READ, whole: one statement, so that the thread takes Python's lock seldom. CROSS JOIN keeps the order.
 _READ: Final = " UNION ALL ".join(
     (
         "SELECT 'state', s.name, s.value FROM json_each(?2) j CROSS JOIN state s WHERE s.name = j.value",

@@ -451,7 +451,7 @@ def test_the_requests_own_time_ends_a_wait_for_a_picture(bench: Bench) -> None:
 
 def wrong(key: PresentedKey) -> PresentedKey:
     """Return another key of the same id."""
-    return replace(generate()[1], id=key.id)
+    return generate()[1]._replace(id=key.id)
 
 
 def test_strangers_are_on_the_log_alone_and_from_one_address_in_few_lines(bench: Bench) -> None:
