@@ -126,6 +126,7 @@ class SealedStore:
         self._sealer: Sealer | None = None
         self._store_id: bytes | None = None
         self._me = f"w:{secrets.token_hex(8)}"
+        self._always = (self._me, DATA_KEYS, MENDED)
         self._memory = Memory()
         self._versions: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._adopted_at = 0.0
@@ -179,8 +180,8 @@ class SealedStore:
     async def _look(self) -> None:
         """See what nobody asks for: whether the store is there, takes writes, and was adopted."""
         store_id, _ = self._attached()
-        view, _ = await self._view(fields=tuple(kek.adoption for kek in self._keks))
-        adopted_at = self._adoption(view.fields, store_id)
+        seen = await self.read(ReadQuery(), more=tuple(kek.adoption for kek in self._keks))
+        adopted_at = self._adoption(seen.fields, store_id)
         if adopted_at is not None:
             self._adopt(adopted_at)
         if not self._warned:
@@ -528,34 +529,22 @@ class SealedStore:
 
     # -- READ and HAND ---------------------------------------------------------------------------
 
-    async def read(self, query: ReadQuery) -> Snapshot:
-        """READ."""
-        reach = _Reach.of(query.scope) if query.scope else None
-        view, sealer = await self._view(
-            fields=reach.fields if reach else (),
-            keys=(query.key_id,) if query.key_id else (),
-            strings=reach.strings if reach else (),
-        )
-        return _Read(self, view, query, reach=reach, sealer=sealer, generation=self._generation)
-
-    async def _view(
-        self, *, fields: tuple[str, ...], keys: tuple[str, ...] = (), strings: tuple[str, ...] = ()
-    ) -> tuple[View, Sealer]:
-        """Read once, from the store that this process knows; return what opens it, too.
-
-        Raises:
-            StoreError: there is no answer, or it is not that store.
-        """
+    async def read(self, query: ReadQuery, *, more: tuple[str, ...] = ()) -> "_Read":
+        """READ; without a scope also ``more`` fields of the state."""
         self._attached()
+        reach = None if query.scope is None else _Reach.of(query.scope)
+        fields = more if reach is None else reach.fields
+        strings = () if reach is None else reach.strings
+        keys = () if query.key_id is None else (query.key_id,)
         try:
-            view = await self._backend.read(Want((*fields, self._me, DATA_KEYS, MENDED), keys, strings))
+            view = await self._backend.read(Want((*fields, *self._always), keys, strings))
         except StoreUnavailableError as error:
             self._detach(error)
             raise
         if self._trusted is None or self._trusted[0] is not view:
             # One view answers many: it is looked at once.
             self._trusted = view, await self._checked(view)
-        return self._trusted
+        return _Read(self, view, query, reach, self._trusted[1], self._generation)
 
     async def _checked(self, view: View) -> Sealer:
         """Return what opens a view, if it is of the store that this process knows, as it knows it.
@@ -1187,9 +1176,22 @@ def _again(event: AuditEvent) -> AuditEvent:
 class _Reach:
     """The fields of the state that can end a token of a scope, and the strings that hold it."""
 
-    __slots__ = ("blocks", "failure_mark", "fields", "marks", "strings")
+    __slots__ = (
+        "blocks",
+        "failure",
+        "failure_mark",
+        "fields",
+        "marks",
+        "owner",
+        "owner_mark",
+        "refresh_failure",
+        "scope",
+        "strings",
+        "token",
+    )
 
     def __init__(self, scope: Scope) -> None:
+        self.scope = scope
         owner = scope.owner
         wide = scope.repositories is None
         names = () if scope.repositories is None else scope.repositories
@@ -1204,7 +1206,9 @@ class _Reach:
         )
         self.failure_mark = f"f:o:{owner}"
         self.fields = (*self.marks, *self.blocks, self.failure_mark)
+        self.owner_mark = self.marks[1]
         self.strings = (f"T:{scope.id}", _failure(scope), _refresh_failure(scope), f"O:{owner}")
+        self.token, self.failure, self.refresh_failure, self.owner = self.strings
 
     @staticmethod
     @lru_cache(1024)
@@ -1229,12 +1233,11 @@ class _Read:
         "now",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - one a request: names would cost more than the rest
         self,
         store: SealedStore,
         view: View,
         query: ReadQuery,
-        *,
         reach: _Reach | None,
         sealer: Sealer,
         generation: int,
@@ -1252,6 +1255,11 @@ class _Read:
         self.generation = generation
 
     @property
+    def fields(self) -> Mapping[str, bytes]:
+        """What was read of the state, for looking into by name."""
+        return self._view.fields
+
+    @property
     def scope_id(self) -> str | None:
         return self._query.scope.id if self._query.scope else None
 
@@ -1263,10 +1271,11 @@ class _Read:
         return self._view.keys.get(self._query.key_id or "")
 
     def key(self) -> ApiKeyRecord | None:
-        blob = self.raw_key()
-        if blob is None or self._query.key_id is None:
+        key_id = self._query.key_id
+        blob = self._view.keys.get(key_id or "")
+        if blob is None or key_id is None:
             return None
-        record = _open_key(self._sealer, self._query.key_id, blob)
+        record = _open_key(self._sealer, key_id, blob)
         self._store.remember_version(record, self._view.sent_at)
         return record
 
@@ -1294,43 +1303,38 @@ class _Read:
         return self._installation
 
     def _open_installation(self) -> Installation | None:
-        scope = self._query.scope
-        blob = self._view.strings.get(f"O:{scope.owner}") if scope else None
-        if scope is None or blob is None:
+        reach = self._reach
+        blob = None if reach is None else self._view.strings.get(reach.owner)
+        if reach is None or blob is None:
             return None
         try:
-            epoch, installation = self._sealer.opened(Kind.OWNER, scope.owner, blob, _parse_owner)
+            epoch, installation = self._sealer.opened(Kind.OWNER, reach.scope.owner, blob, _parse_owner)
         except SealError as error:
             _log.critical("stored owner refused", extra={"cause": str(error)})
             return None
-        return installation if epoch >= self._mark(f"m:o:{scope.owner}") else None
+        return installation if epoch >= self._mark(reach.owner_mark) else None
 
     def token(self) -> LiveToken | None:
-        scope, blob = self._query.scope, self.raw_token()
-        if scope is None or blob is None or self._reach is None:
+        reach = self._reach
+        blob = None if reach is None else self._view.strings.get(reach.token)
+        if reach is None or blob is None:
             return None
         try:
-            token = self._sealer.opened(Kind.TOKEN, scope.id, blob, _parse_token)
+            token = self._sealer.opened(Kind.TOKEN, reach.scope.id, blob, _parse_token)
         except SealError as error:
             _log.critical("stored token refused", extra={"cause": str(error)})
             return None
-        if token.epoch < self._mark(*self._reach.marks):
-            return None
-        return token
+        return token if token.epoch >= self._mark(*reach.marks) else None
 
     def failure(self) -> Failure | None:
-        scope = self._query.scope
-        return self._failure(_failure(scope)) if scope else None
+        return None if self._reach is None else self._failure(self._reach, self._reach.failure)
 
     def refresh_failed(self) -> bool:
-        scope = self._query.scope
-        return scope is not None and self._failure(_refresh_failure(scope)) is not None
+        return self._reach is not None and self._failure(self._reach, self._reach.refresh_failure) is not None
 
-    def _failure(self, name: str) -> Failure | None:
+    def _failure(self, reach: _Reach, name: str) -> Failure | None:
         value = self._view.strings.get(name)
-        if value is None or self._reach is None:
-            return None
-        if epoch_of(value) < self._mark(*self._reach.marks, self._reach.failure_mark):
+        if value is None or epoch_of(value) < self._mark(*reach.marks, reach.failure_mark):
             return None
         return _parse_failure(value)
 

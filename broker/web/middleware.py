@@ -111,6 +111,16 @@ class _Work:
 
     running: int = 0
 
+    def begin(self, path: str) -> None:
+        """Let a request in; it is in work from now on, also when it is turned away.
+
+        Raises:
+            RateLimitedError: as ``crowded``.
+        """
+        self.running += 1
+        if self.running > MAX_AT_ONCE:
+            self.crowded(path)
+
     def crowded(self, path: str) -> None:
         """Turn a request away that finds more than ``MAX_AT_ONCE`` in work.
 
@@ -223,7 +233,11 @@ class Edge:
         direct: Iterable[Route] = (),
     ) -> None:
         self._app = app
-        self._direct = {(method, route.path): route for route in direct for method in route.methods or ()}
+        self._direct = {
+            (method, route.path): (route, route.app.app if isinstance(route.app, Direct) else route.app)
+            for route in direct
+            for method in route.methods or ()
+        }
         self._trusted = tuple(trusted_proxies)
         self._meter = meter or Meter()
         self._draining = draining
@@ -241,11 +255,12 @@ class Edge:
             receive, send, path=scope["path"], request_id=request_id, work=work, ending=self._draining
         )
         outside = REQUEST_ID.set(request_id)
-        work.running += 1
         try:
-            if work.running > MAX_AT_ONCE:
-                work.crowded(scope["path"])
-            await self._route(scope)(scope, exchange.receive, exchange.send)
+            work.begin(scope["path"])
+            route, app = self._direct.get((scope["method"], scope["path"]), (None, self._app))
+            if route is not None:
+                scope["route"] = route
+            await app(scope, exchange.receive, exchange.send)
         except asyncio.CancelledError:
             if not self._draining():
                 raise
@@ -276,15 +291,6 @@ class Edge:
                 code=exchange.code,
                 seconds=time.perf_counter() - began,
             )
-
-    def _route(self, scope: Scope) -> ASGIApp:
-        """Return what serves a request."""
-        route = self._direct.get((scope["method"], scope["path"]))
-        if route is None:
-            return self._app
-        scope["route"] = route
-        app: ASGIApp = route.app.app if isinstance(route.app, Direct) else route.app
-        return app
 
     def _introduce(self, scope: Scope) -> str:
         """Note the request's id and the client's address in the scope; return the id."""

@@ -368,7 +368,7 @@ def presented_key(request: Request) -> keys.PresentedKey:
     value = _authorization(request)
     if value[: len(_BEARER)].lower() != _BEARER:
         raise InvalidApiKeyError("no Authorization: Bearer header")
-    return _parsed(value[len(_BEARER) :])
+    return keys.parse(value[len(_BEARER) :].strip().decode("latin-1"))
 
 
 def presented_key_or_password(request: Request) -> keys.PresentedKey:
@@ -386,7 +386,7 @@ def presented_key_or_password(request: Request) -> keys.PresentedKey:
         pair = base64.b64decode(value[len(_BASIC) :].strip(), validate=True)
     except ValueError:
         raise InvalidApiKeyError("Authorization: Basic that is not base64") from None
-    return _parsed(pair.partition(b":")[2])
+    return keys.parse(pair.partition(b":")[2].strip().decode("latin-1"))
 
 
 def _authorization(request: Request) -> bytes:
@@ -394,13 +394,6 @@ def _authorization(request: Request) -> bytes:
     if len(values) != 1:
         raise InvalidApiKeyError("no single Authorization header")
     return values[0]
-
-
-def _parsed(key: bytes) -> keys.PresentedKey:
-    try:
-        return keys.parse(key.strip().decode("ascii"))
-    except UnicodeDecodeError:
-        raise InvalidApiKeyError("a key that is not ASCII") from None
 
 
 async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
