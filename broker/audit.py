@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from broker.errors import StoreError
+from broker.model import Grant, LiveToken
 from broker.observe import Rendered, log_rendered
 from broker.ports import AuditEvent, Meter, Store
 from broker.wording import audit_body
@@ -32,6 +33,7 @@ class _Tally:
 
     Attributes:
         event: the last of those that are counted; that one is told.
+        generation: of hand-outs, that of the snapshot on which the last one was decided.
         line: of hand-outs, what their lines on the log have in common.
         asked: who asked last (request id, address), where that is newer than ``event``.
     """
@@ -39,6 +41,7 @@ class _Tally:
     event: AuditEvent
     count: int
     written_at: float
+    generation: int = 0
     line: Rendered | None = None
     asked: tuple[str, str | None] | None = None
 
@@ -88,37 +91,57 @@ class Auditor:
         self._meter.decided(event)
         _log.info(event.event, extra={"audit": audit_body(event)})
 
-    def issued(self, event: AuditEvent, *, first: bool) -> None:
-        """Note a hand-out; the first of a token to a key has been stored by HAND and is not counted here."""
+    def issued(self, event: AuditEvent, *, first: bool, generation: int) -> None:
+        """Note a hand-out; the first of a token to a key has been stored by HAND and is not counted here.
+
+        Args:
+            event: it.
+            first: HAND stored it.
+            generation: of the snapshot on which it was decided.
+        """
         self.log(event)
         if first:
             return
         name = ("issued", event.token_sha256 or "", event.key_id or "")
         tally = self._tallies.get(name)
         if tally is None:
-            tally = _Tally(event, 1, asyncio.get_running_loop().time())
+            tally = _Tally(event, 1, asyncio.get_running_loop().time(), generation)
             self._put(name, tally)
         else:
             tally.count += 1
             tally.event = event
+            tally.generation = generation
             tally.line = tally.asked = None  # the line may show the key's old name
         if event.cached and tally.count >= _OFTEN:
             tally.line = Rendered.of(audit_body(replace(event, request_id=None, client_ip=None)))
 
     def issued_again(
-        self, *, token_sha256: str, key_id: str, key_name: str, request_id: str, client_ip: str | None
+        self, token: LiveToken, grant: Grant, request_id: str, client_ip: str | None, *, generation: int
     ) -> bool:
         """Note a hand-out that differs from one a moment ago only in who asked; False if there was none.
 
         Most hand-outs are such: their line is made of one that was rendered before.
+
+        Args:
+            token: what is handed out.
+            grant: to whom.
+            request_id: who asked.
+            client_ip: from where.
+            generation: of the snapshot on which it was decided: one of another does not count, as the store
+                may have lost it since.
         """
-        tally = self._tallies.get(("issued", token_sha256, key_id))
-        if tally is None or tally.line is None or tally.event.key_name != key_name:
+        tally = self._tallies.get(("issued", token.sha256, grant.key_id))
+        if (
+            tally is None
+            or tally.line is None
+            or tally.generation != generation
+            or tally.event.key_name != grant.key_name
+        ):
             return False
         tally.count += 1
         tally.asked = (request_id, client_ip)
         self._meter.issued_again()
-        log_rendered(_log, str(tally.event.event), tally.line.of_request(request_id, client_ip))
+        log_rendered(_log, tally.event.event, tally.line.of_request(request_id, client_ip))
         return True
 
     async def denied(self, event: AuditEvent) -> None:

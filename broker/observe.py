@@ -150,14 +150,12 @@ class _LineHandler(logging.StreamHandler[TextIO]):
 
     def write(self, line: str) -> None:
         """Write a line."""
-        self.acquire()
         try:
-            self.stream.write(line + self.terminator)
-            self.stream.flush()
+            with self.lock or threading.RLock():
+                self.stream.write(line + self.terminator)
+                self.stream.flush()
         except Exception:  # noqa: BLE001 - as emit(): a log that fails must not fail what it tells of
             self.handleError(logging.makeLogRecord({"msg": line}))
-        finally:
-            self.release()
 
 
 def log_rendered(log: logging.Logger, message: str, members: str) -> None:

@@ -263,7 +263,7 @@ class Issuer:
                         way.fresh = await self._minter.mint(grant, seen)
                 continue
             cached = token.sha256 != way.fresh
-            if cached and self._handed_again(grant, token, seen, origin):
+            if cached and self._auditor.issued_again(token, grant, *origin, generation=seen.generation):
                 self._refresh_ahead(grant, token, seen)
                 return Issued(token, cached=True)
             match await self._hand(grant, token, seen, origin, cached=cached):
@@ -332,16 +332,6 @@ class Issuer:
         if left < self._settings.refresh_ahead_s and not seen.refresh_failed():
             self._minter.mint_ahead(grant, seen)
 
-    def _handed_again(self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin) -> bool:
-        """Audit a hand-out that differs from an earlier one only in who asked; False if there was none."""
-        return (token.sha256, grant.key_id, seen.generation) in self._handed and self._auditor.issued_again(
-            token_sha256=token.sha256,
-            key_id=grant.key_id,
-            key_name=grant.key_name,
-            request_id=origin.request_id,
-            client_ip=origin.client_ip,
-        )
-
     async def _hand(
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
     ) -> HandResult:
@@ -369,7 +359,7 @@ class Issuer:
             self._handed[name] = None
             if len(self._handed) > _HANDED_REMEMBERED:
                 self._handed.popitem(last=False)
-        self._auditor.issued(event, first=result is HandResult.FIRST)
+        self._auditor.issued(event, first=result is HandResult.FIRST, generation=seen.generation)
         return result
 
     async def _denied(

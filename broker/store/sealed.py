@@ -14,7 +14,7 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -140,7 +140,7 @@ class SealedStore:
         self._heal: asyncio.Task[None] | None = None
         self._attaching = asyncio.Lock()
         self._renewing = asyncio.Lock()
-        self._trusted: tuple[View, Sealer] | None = None
+        self._trusted: _Trusted | None = None
         self._read_now = 0.0
         self._read_at = 0.0
         self._generation = 0
@@ -541,10 +541,16 @@ class SealedStore:
         except StoreUnavailableError as error:
             self._detach(error)
             raise
-        if self._trusted is None or self._trusted[0] is not view:
-            # One view answers many: it is looked at once.
-            self._trusted = view, await self._checked(view)
-        return _Read(self, view, query, reach, self._trusted[1], self._generation)
+        trusted = self._trusted
+        if trusted is None or trusted.view is not view:
+            # One view answers many: it is looked at once, and so is what several of them ask.
+            trusted = self._trusted = _Trusted(view, await self._checked(view))
+        # Adopting the store, say, begins a new generation between two answers.
+        name = (query.key_id, None if reach is None else reach.token, self._generation)
+        seen = trusted.reads.get(name)
+        if seen is None:
+            seen = trusted.reads[name] = _Read(self, view, query, reach, trusted.sealer, self._generation)
+        return seen
 
     async def _checked(self, view: View) -> Sealer:
         """Return what opens a view, if it is of the store that this process knows, as it knows it.
@@ -1216,16 +1222,28 @@ class _Reach:
         return _Reach(scope)
 
 
+@dataclass(frozen=True, slots=True)
+class _Trusted:
+    """A view that was found to be of our store, what opens it, and what has been asked of it."""
+
+    view: View
+    sealer: Sealer
+    reads: "dict[tuple[str | None, str | None, int], _Read]" = field(default_factory=dict)
+
+
 class _Read:
-    """``Snapshot`` of one view."""
+    """``Snapshot`` of one view; what is opened of it is kept for whoever asks the same."""
 
     __slots__ = (
         "_installation",
+        "_key",
         "_opened_installation",
+        "_opened_token",
         "_query",
         "_reach",
         "_sealer",
         "_store",
+        "_token",
         "_view",
         "epoch",
         "generation",
@@ -1247,8 +1265,11 @@ class _Read:
         self._query = query
         self._reach = reach
         self._sealer = sealer
+        self._key: ApiKeyRecord | None = None
         self._installation: Installation | None = None
         self._opened_installation = False
+        self._token: LiveToken | None = None
+        self._opened_token = False
         self.now = view.now
         self.gh_offset = view.gh_offset
         self.epoch = view.epoch
@@ -1271,11 +1292,13 @@ class _Read:
         return self._view.keys.get(self._query.key_id or "")
 
     def key(self) -> ApiKeyRecord | None:
-        key_id = self._query.key_id
-        blob = self._view.keys.get(key_id or "")
-        if blob is None or key_id is None:
-            return None
-        record = _open_key(self._sealer, key_id, blob)
+        record = self._key
+        if record is None:
+            key_id = self._query.key_id
+            blob = self._view.keys.get(key_id or "")
+            if blob is None or key_id is None:
+                return None
+            record = self._key = _open_key(self._sealer, key_id, blob)
         self._store.remember_version(record, self._view.sent_at)
         return record
 
@@ -1315,6 +1338,12 @@ class _Read:
         return installation if epoch >= self._mark(reach.owner_mark) else None
 
     def token(self) -> LiveToken | None:
+        if not self._opened_token:
+            self._token = self._open_token()
+            self._opened_token = True
+        return self._token
+
+    def _open_token(self) -> LiveToken | None:
         reach = self._reach
         blob = None if reach is None else self._view.strings.get(reach.token)
         if reach is None or blob is None:

@@ -127,9 +127,9 @@ class Admin:
 
     def _guarded(self, by_method: Mapping[str, Endpoint]) -> Callable[[Request], Awaitable[Response]]:
         async def endpoint(request: Request) -> Response:
-            presented = presented_key(request)
+            presented = presented_key(request.scope)
             call = f"{request.method} {request.scope['path'][:100]}"
-            actor = await self._gate.admit(presented, origin_of(request), call=call)
+            actor = await self._gate.admit(presented, origin_of(request.scope), call=call)
             # HEAD is GET without its body, which the server leaves out.
             return await by_method["GET" if request.method == "HEAD" else request.method](request, actor)
 
@@ -385,7 +385,7 @@ def _event(row: AuditRow) -> dict[str, object]:
 
 async def _body(model: type[Model], request: Request) -> Model:
     query_values(request, ())
-    return parse_body(model, await read_body(request))
+    return parse_body(model, await read_body(request.scope, request.receive))
 
 
 async def _optional_body(model: type[Model], request: Request) -> Model:

@@ -43,15 +43,15 @@ class PrefectCompat:
 
         async def name() -> str:
             query_values(request, ())
-            body = parse_body(PrefectTokenBody, await read_body(request))
+            body = parse_body(PrefectTokenBody, await read_body(request.scope, request.receive))
             return f"{body.owner}/{body.repository}"
 
-        issued = await self._tokens.issue_for(request, presented_key(request), name)
+        issued = await self._tokens.issue_for(request, presented_key(request.scope), name)
         return json_response({"token": issued.token.token.reveal()}, headers=NO_STORE)
 
     async def repositories(self, request: Request) -> Response:
         """``GET …/integrations/github/repositories``: all in one list, as that client knows no pages."""
-        caller = await self._issuer.admitted(presented_key(request), origin_of(request))
+        caller = await self._issuer.admitted(presented_key(request.scope), origin_of(request.scope))
         query_values(request, ())
         names: list[str] = []
         cursor: str | None = None

@@ -57,9 +57,9 @@ def json_response(value: object, *, status: int = 200, headers: dict[str, str] |
     return Response(encode(value), status, headers, "application/json")
 
 
-def origin_of(request: Request) -> Origin:
+def origin_of(scope: HttpScope) -> Origin:
     """Return where a request comes from, as the edge found out."""
-    state = request.scope["state"]
+    state = scope["state"]
     return Origin(state["request_id"], state["client_ip"])
 
 
@@ -139,12 +139,11 @@ class Tokens:
 
     async def token(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """``POST /v1/github/token``, as plain ASGI: of all routes this one is asked all the time."""
-        request = Request(scope, receive)
-        presented, origin = presented_key(request), origin_of(request)
+        presented, origin = presented_key(scope), origin_of(scope)
         try:
             if scope["query_string"]:
-                query_values(request, ())
-            body = await read_body(request)
+                query_values(Request(scope), ())
+            body = await read_body(scope, receive)
             wanted = (self._meant if len(body) <= _REMEMBERED_BYTES else self._parse)(body)
         except RequestError as error:
             await self._issuer.refuse(presented, error, origin)
@@ -160,7 +159,7 @@ class Tokens:
         async def name() -> str:
             return query_values(request, ("repository",)).get("repository", "")
 
-        issued = await self.issue_for(request, presented_key_or_password(request), name)
+        issued = await self.issue_for(request, presented_key_or_password(request.scope), name)
         text = f"username=x-access-token\npassword={issued.token.token.reveal()}\n"
         return Response(text, headers=NO_STORE, media_type="text/plain")
 
@@ -174,7 +173,7 @@ class Tokens:
         Raises:
             BrokerError: as ``Issuer.issue``.
         """
-        origin = origin_of(request)
+        origin = origin_of(request.scope)
         try:
             scope = self._scope("repository", [await name()], parse_permissions(None))
         except RequestError as error:
@@ -208,7 +207,7 @@ class Tokens:
 
     async def repositories(self, request: Request) -> Response:
         """``GET /v1/github/repositories``."""
-        caller = await self._issuer.admitted(presented_key(request), origin_of(request))
+        caller = await self._issuer.admitted(presented_key(request.scope), origin_of(request.scope))
         values = query_values(request, ("cursor", "limit"))
         page = await self._repositories.page(caller, cursor=values.get("cursor"), limit=page_limit(values))
         return json_response(
@@ -230,7 +229,7 @@ class Tokens:
 
     async def whoami(self, request: Request) -> Response:
         """``GET /v1/whoami``."""
-        caller, last_used_at = await self._issuer.who(presented_key(request), origin_of(request))
+        caller, last_used_at = await self._issuer.who(presented_key(request.scope), origin_of(request.scope))
         query_values(request, ())
         answer = {**key_answer(caller, last_used_at), "broker": self._about()}
         return json_response(answer, headers=NO_STORE)

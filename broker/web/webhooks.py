@@ -119,7 +119,7 @@ class Webhooks:
             raise
         except BrokerError as error:
             self._meter.webhook("", error.code)
-            origin = origin_of(request)
+            origin = origin_of(request.scope)
             self._auditor.log(
                 AuditEvent(
                     Event.WEBHOOK_REJECTED,

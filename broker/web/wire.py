@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope
 
 from broker.access import keys
 from broker.errors import (
@@ -359,19 +360,19 @@ class ProblemAnswer(_Strict):
     request_id: str
 
 
-def presented_key(request: Request) -> keys.PresentedKey:
+def presented_key(scope: Scope) -> keys.PresentedKey:
     """Return the key in the one ``Authorization: Bearer`` header.
 
     Raises:
         InvalidApiKeyError: none, more than one, another scheme, or a malformed key.
     """
-    value = _authorization(request)
+    value = _authorization(scope)
     if value[: len(_BEARER)].lower() != _BEARER:
         raise InvalidApiKeyError("no Authorization: Bearer header")
     return keys.parse(value[len(_BEARER) :].strip().decode("latin-1"))
 
 
-def presented_key_or_password(request: Request) -> keys.PresentedKey:
+def presented_key_or_password(scope: Scope) -> keys.PresentedKey:
     """Return the key in the one ``Authorization`` header: as ``Bearer``, or as the password of ``Basic``.
 
     Who the ``Basic`` user is does not matter; a URL's user information may have an empty one.
@@ -379,9 +380,9 @@ def presented_key_or_password(request: Request) -> keys.PresentedKey:
     Raises:
         InvalidApiKeyError: as ``presented_key``.
     """
-    value = _authorization(request)
+    value = _authorization(scope)
     if not value.lower().startswith(_BASIC):
-        return presented_key(request)
+        return presented_key(scope)
     try:
         pair = base64.b64decode(value[len(_BASIC) :].strip(), validate=True)
     except ValueError:
@@ -389,22 +390,22 @@ def presented_key_or_password(request: Request) -> keys.PresentedKey:
     return keys.parse(pair.partition(b":")[2].strip().decode("latin-1"))
 
 
-def _authorization(request: Request) -> bytes:
-    values: list[bytes] = [value for name, value in request.scope["headers"] if name == b"authorization"]
+def _authorization(scope: Scope) -> bytes:
+    values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(values) != 1:
         raise InvalidApiKeyError("no single Authorization header")
     return values[0]
 
 
-async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
+async def read_body(scope: Scope, receive: Receive, *, limit: int = MAX_BODY) -> bytes:
     """Return the body, never more than ``limit`` bytes of it in memory.
 
     Raises:
         PayloadTooLargeError: it is larger.
         UnsupportedMediaTypeError: it is encoded, or not declared as JSON.
     """
-    _check_declared(request, limit)
-    if (extensions := request.scope.get("extensions")) and (whole := extensions.get(WHOLE_BODY)) is not None:
+    _check_declared(scope, limit)
+    if (extensions := scope.get("extensions")) and (whole := extensions.get(WHOLE_BODY)) is not None:
         if len(whole) > limit:
             raise PayloadTooLargeError
         here: bytes = whole
@@ -413,7 +414,7 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
     try:
         with _BODIES.at_most(BODY_WITHIN_S):
             while True:
-                message = await request.receive()
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 body += message.get("body", b"")
@@ -425,10 +426,10 @@ async def read_body(request: Request, *, limit: int = MAX_BODY) -> bytes:
         raise MalformedRequestError(public="The body did not arrive in time.") from None
 
 
-def _check_declared(request: Request, limit: int) -> None:
+def _check_declared(scope: Scope, limit: int) -> None:
     """Refuse a body by what its headers say of it."""
     declared = kind = b""
-    for name, value in request.scope["headers"]:
+    for name, value in scope["headers"]:
         if name == b"content-type":
             kind = value
         elif name == b"content-length":
@@ -455,7 +456,7 @@ async def read_optional_body(request: Request) -> bytes:
     headers = request.headers
     if "transfer-encoding" not in headers and headers.get("content-length", "0") == "0":
         return b"{}"
-    return await read_body(request)
+    return await read_body(request.scope, request.receive)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
