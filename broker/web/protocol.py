@@ -13,7 +13,8 @@ import asyncio
 import re
 import resource
 from collections.abc import Awaitable
-from typing import Any, Final, cast
+from functools import lru_cache
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -36,7 +37,8 @@ SPARE: Final = 128
 """So many connections below uvicorn's limit, those that wait for their clients begin to be closed."""
 
 
-_HEADER_LINES: Final = re.compile(rb"(?:[a-z0-9-]+: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*")
+_NAME: Final = re.compile(rb"[a-z0-9-]+")
+_CONTROL: Final = bytes((*range(9), *range(10, 32), 127))
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
 MAX_CONNECTIONS: Final = 4096
@@ -74,15 +76,14 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - whatever uvicorn gives
         super().__init__(*args, **kwargs)
-        self._app = self.app
+        self._app: ASGIApp = self.app
         self.app = self._answered_whole
 
     def _answered_whole(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        cycle = cast("RequestResponseCycle", send.__self__)  # type: ignore[attr-defined]
+        cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
         if cycle.body and not cycle.more_body:
             scope["extensions"] = {WHOLE_BODY: bytes(cycle.body)}
-        app = cast("ASGIApp", self._app)
-        return app(scope, receive, _Answer(cycle).send)
+        return self._app(scope, receive, _Answer(cycle).send)
 
     # -- the transport's callbacks ---------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what arrived."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)
+        cycle: RequestResponseCycle | None = self.cycle
         held = len(cycle.body) if cycle else 0
         super().data_received(data)
         if self._answered or self._in_head:
@@ -279,16 +280,16 @@ class _Answer:
             return False
         body = message.get("body", b"")
         headers = [*cycle.default_headers, *start["headers"]]
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
-        if _HEADER_LINES.fullmatch(lines) is None or lines.count(b"\n") != len(headers):
-            return False
         named = dict(headers)
         if (
-            named.get(b"content-length") != b"%d" % len(body)
-            or b"connection" in named
-            or b"transfer-encoding" in named
+            len(named) != len(headers)
+            or not _plain(tuple(named))
+            or named.get(b"content-length") != b"%d" % len(body)
         ):
             return False
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        if len(lines.translate(None, _CONTROL)) != len(lines) - 2 * len(headers):
+            return False  # a value holds what could end its line
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
         cycle.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[start["status"]], lines, body))
@@ -296,6 +297,13 @@ class _Answer:
         cycle.message_event.set()
         cycle.on_response()
         return True
+
+
+@lru_cache(64)
+def _plain(names: tuple[bytes, ...]) -> bool:
+    """Whether headers of these names ask for nothing special, and are names."""
+    special = b"connection" in names or b"transfer-encoding" in names
+    return not special and all(map(_NAME.fullmatch, names))
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> asyncio.TimerHandle | None:

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import uvicorn
 from stage import until
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from broker.errors import PayloadTooLargeError
 from broker.web import protocol
 from broker.web.protocol import BoundedProtocol
+from broker.web.wire import WHOLE_BODY, read_body
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SOON_S = 10
@@ -41,14 +44,28 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(app: App, *, limit: int | None = None) -> AsyncIterator[Served]:
+async def serving(
+    app: App,
+    *,
+    limit: int | None = None,
+    keep_alive_s: int = 5,
+    http: type[HttpToolsProtocol] = BoundedProtocol,
+) -> AsyncIterator[Served]:
     config = uvicorn.Config(
-        app, http=BoundedProtocol, ws="none", lifespan="off", log_config=None, limit_concurrency=limit
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=limit,
+        timeout_keep_alive=keep_alive_s,
     )
     config.load()
     state = ServerState()
+    state.default_headers = [(b"date", b"Sat, 28 Nov 2026 09:19:23 GMT")]
     server = await asyncio.get_running_loop().create_server(
-        lambda: BoundedProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: http(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
     served = Served(server.sockets[0].getsockname()[1], state)
     try:
@@ -301,3 +318,187 @@ async def test_nothing_is_kept_of_a_connection_that_was_reset() -> None:
         kept.connection_lost(ConnectionResetError())
         assert kept.timeout_keep_alive_task is None
         writer.transport.abort()
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+LENGTH_2 = (b"content-length", b"2")
+JSON = (b"content-type", b"application/json")
+
+
+def answering(*parts: bytes, headers: list[tuple[bytes, bytes]], status: int = 200) -> App:
+    """Return an app that sends such an answer, its body in parts."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for number, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+    return app
+
+
+ANSWERS: dict[str, tuple[App, bytes]] = {
+    "whole": (answering(b"ok", headers=[JSON, LENGTH_2]), GET),
+    "to a body": (
+        answering(b"ok", headers=[LENGTH_2]),
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    ),
+    "empty": (answering(b"", headers=[(b"content-length", b"0")]), GET),
+    "HEAD": (answering(b"ok", headers=[LENGTH_2]), GET.replace(b"GET", b"HEAD")),
+    "no content": (answering(b"", headers=[], status=204), GET),
+    "not modified": (answering(b"", headers=[], status=304), GET),
+    "an error": (answering(b"no", headers=[LENGTH_2], status=503), GET),
+    "of unknown length": (answering(b"ok", headers=[JSON]), GET),
+    "in parts": (answering(b"o", b"k", headers=[LENGTH_2]), GET),
+    "in parts, of unknown length": (answering(b"o", b"k", headers=[]), GET),
+    "chunked": (answering(b"ok", headers=[(b"transfer-encoding", b"chunked")]), GET),
+    "the last": (answering(b"ok", headers=[LENGTH_2, (b"connection", b"close")]), GET),
+    "the last, shouted": (answering(b"ok", headers=[LENGTH_2, (b"Connection", b"close")]), GET),
+    "to HTTP/1.0": (answering(b"ok", headers=[LENGTH_2]), b"GET / HTTP/1.0\r\n\r\n"),
+    "to one who leaves": (
+        answering(b"ok", headers=[LENGTH_2]),
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    ),
+    "headers twice": (answering(b"ok", headers=[LENGTH_2, (b"x", b"1"), (b"x", b"2")]), GET),
+    "a tab": (answering(b"ok", headers=[LENGTH_2, (b"x", b"1\t2")]), GET),
+    "a value of two lines": (answering(b"ok", headers=[LENGTH_2, (b"x", b"1\r\nset-cookie: 2")]), GET),
+    "a value of two lines, barely": (answering(b"ok", headers=[LENGTH_2, (b"x", b"1\nset-cookie: 2")]), GET),
+    "a name of two lines": (answering(b"ok", headers=[LENGTH_2, (b"x: 1\r\ny", b"2")]), GET),
+    "a name with a colon": (answering(b"ok", headers=[LENGTH_2, (b"x:y", b"2")]), GET),
+    "an end of text": (answering(b"ok", headers=[LENGTH_2, (b"x", b"1\x00")]), GET),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_is_what_uvicorn_would_send(name: str) -> None:
+    app, request = ANSWERS[name]
+    answers = []
+    for http in (BoundedProtocol, HttpToolsProtocol):
+        async with serving(app, http=http) as served:
+            reader, writer = await served.connect()
+            writer.write(request)
+            # It ends the connection, so all of the answer is here, and nothing more.
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answers.append(await closed(reader))
+    assert answers[0] == answers[1]
+    refused = name.startswith(("a value", "a name", "an end"))
+    assert (b"" if refused else b"HTTP/1.1 ") == answers[0][:9]
+
+
+@pytest.mark.parametrize("length", [b"1", b"3"])
+async def test_an_answer_of_another_length_than_it_says_does_not_pass_for_whole(length: bytes) -> None:
+    async with serving(answering(b"ok", headers=[(b"content-length", length)])) as served:
+        reader, writer = await served.connect()
+        writer.write(GET)
+        answer = await closed(reader)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert not head.startswith(b"HTTP/1.1 200") or len(body) != int(length)
+
+
+async def test_whoever_fails_between_head_and_body_answers_500() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [LENGTH_2]})
+        raise ValueError("on purpose")
+
+    async with serving(failing) as served:
+        reader, writer = await served.connect()
+        writer.write(GET)
+        assert (await closed(reader)).startswith(b"HTTP/1.1 500 ")
+
+
+class Counting:
+    """A transport that counts writes."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.writes = 0
+
+    def write(self, data: bytes) -> None:
+        self.writes += 1
+        self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+async def test_a_whole_answer_is_one_write() -> None:
+    async with serving(answering(b"ok", headers=[JSON, LENGTH_2])) as served:
+        reader, writer = await served.connect()
+        await until(lambda: len(served.state.connections) == 1)
+        (one,) = served.state.connections
+        counting = Counting(one.transport)  # type: ignore[union-attr]
+        one.transport = counting  # type: ignore[union-attr, assignment]
+        for number in range(1, 4):
+            writer.write(GET)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            assert counting.writes == number
+
+
+async def test_a_connection_is_kept_while_it_is_used_and_closed_when_idle() -> None:
+    async with serving(hello, keep_alive_s=1) as served:
+        reader, writer = await served.connect()
+        begun = asyncio.get_running_loop().time()
+        for _ in range(4):
+            writer.write(GET)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(0.6)
+        assert await closed(reader) == b""
+        assert asyncio.get_running_loop().time() - begun >= 2.7
+        await until(lambda: not served.state.connections)
+
+
+async def test_an_answer_that_takes_longer_than_a_connection_is_kept_arrives() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.5)
+        await hello(scope, receive, send)
+
+    async with serving(slow, keep_alive_s=1) as served:
+        reader, writer = await served.connect()
+        for _ in range(2):
+            writer.write(GET)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        assert await closed(reader) == b""
+
+
+async def test_a_body_that_came_with_its_head_is_read_at_once_and_a_late_one_too() -> None:
+    read: list[tuple[bool, bytes]] = []
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        read.append((WHOLE_BODY in scope.get("extensions", {}), await read_body(scope, receive)))
+        await hello(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\n"
+    async with serving(reading) as served:
+        reader, writer = await served.connect()
+        for first, then in (
+            (head + b"abcd", b""),
+            (head + b"ab", b"cd"),
+            (head, b"abcd"),
+            (head + b"efgh", b""),
+        ):
+            writer.write(first)
+            await asyncio.sleep(0.1)
+            writer.write(then)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    assert read == [(True, b"abcd"), (False, b"abcd"), (False, b"abcd"), (True, b"efgh")]
+
+
+async def test_a_whole_body_is_bounded_like_any_other() -> None:
+    refused: list[type] = []
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await read_body(scope, receive, limit=3)
+        except PayloadTooLargeError as error:
+            refused.append(type(error))
+        await hello(scope, receive, send)
+
+    body = b"4\r\nabcd\r\n0\r\n\r\n"
+    head = (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    async with serving(reading) as served:
+        reader, writer = await served.connect()
+        writer.write(head + body)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    assert refused == [PayloadTooLargeError]
