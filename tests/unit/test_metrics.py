@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from harness import clean_environment
+from prometheus_client import Histogram
 from scrapes import Scrape
 
 from broker.errors import BrokerError
@@ -175,3 +176,24 @@ def test_a_worker_that_just_begins_to_write_disturbs_no_scrape(tmp_path: Path) -
         written.join()
         one.kill()
         one.communicate()
+
+
+def test_times_fall_into_the_buckets_that_the_library_would_choose() -> None:
+    meter = PrometheusMeter()
+    reference = Histogram("reference", "", buckets=(0.001, 0.0025, 0.005, 0.01, 25), registry=None)
+    seconds = (0.0, 0.001, 0.0011, 0.0025, 0.005, 0.00500001, 25, 26)
+    for each in seconds:
+        meter.request(route="/x", status=200, code=None, seconds=each)
+        reference.observe(each)
+    found = scrape(meter)
+    name = "broker_http_request_duration_seconds"
+    wanted = {
+        sample.labels["le"]: sample.value
+        for metric in reference.collect()
+        for sample in metric.samples
+        if sample.name == "reference_bucket"
+    }
+    assert {le: found.value(f"{name}_bucket", route="/x", le=le) for le in wanted} == wanted
+    assert found.value(f"{name}_count", route="/x") == len(seconds)
+    assert found.value(f"{name}_sum", route="/x") == pytest.approx(sum(seconds))
+    assert found.value("broker_http_requests_total", route="/x", status="200") == len(seconds)
