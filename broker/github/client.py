@@ -7,7 +7,6 @@ Each call has one budget of time for all its attempts. From the inside out: ``_a
 
 import asyncio
 import hashlib
-import http.cookiejar
 import logging
 import random
 import ssl
@@ -146,14 +145,16 @@ class GitHubClient:
         self._transport = transport
         self._ca_file = ca_file
         self._proxy_url = proxy_url
-        self._connect_timeout_s = connect_timeout_s
         self._attempt_timeout_s = attempt_timeout_s
         self._budget_s = budget_s
         self._retries = retries
         self._on_call = on_call
         self._sleep = sleep
         self._jitter = jitter
-        self._http: httpx.AsyncClient | None = None
+        self._timeout = httpx.Timeout(
+            attempt_timeout_s, connect=connect_timeout_s, pool=connect_timeout_s
+        ).as_dict()
+        self._http: httpx.AsyncBaseTransport | None = None
         self._minted_at: dict[bytes, float] = {}
         self._purse = _RetryPurse()
         self._rejected: _Rejection | None = None
@@ -491,13 +492,15 @@ class GitHubClient:
         raise error from None
 
     async def _exchange(self, request: Request, authorization: str) -> Reply:
-        outgoing = self._pool().build_request(
+        # The transport itself: no cookies, redirects or hooks, which take as long as a step of the store.
+        outgoing = httpx.Request(
             request.method,
             request.url,
             headers={**request.headers, **({"Authorization": authorization} if authorization else {})},
             content=request.body,
+            extensions={"timeout": self._timeout},
         )
-        response = await self._pool().send(outgoing, stream=True)
+        response = await self._pool().handle_async_request(outgoing)
         try:
             body = await _read(response, request.limit) if request.limit else b""
         finally:
@@ -546,10 +549,10 @@ class GitHubClient:
         at = self._minted_at.get(_digest(token))
         return at is not None and asyncio.get_running_loop().time() - at < YOUNG_TOKEN_S
 
-    def _pool(self) -> httpx.AsyncClient:
+    def _pool(self) -> httpx.AsyncBaseTransport:
         if self._http is None:
             try:
-                self._http = self._new_pool()
+                self._http = self._transport or self._new_pool()
             except (OSError, ValueError, ImportError, httpx.InvalidURL):
                 # ssl.SSLError is an OSError. The proxy's address may hold a password: not quoted.
                 raise SettingsError(
@@ -557,21 +560,13 @@ class GitHubClient:
                 ) from None
         return self._http
 
-    def _new_pool(self) -> httpx.AsyncClient:
-        verify = True if self._ca_file is None else ssl.create_default_context(cafile=self._ca_file)
-        nobody: list[str] = []
-        return httpx.AsyncClient(
-            transport=self._transport,
-            verify=verify,
+    def _new_pool(self) -> httpx.AsyncHTTPTransport:
+        return httpx.AsyncHTTPTransport(
+            verify=True if self._ca_file is None else ssl.create_default_context(cafile=self._ca_file),
             proxy=self._proxy_url,
-            timeout=httpx.Timeout(
-                self._attempt_timeout_s, connect=self._connect_timeout_s, pool=self._connect_timeout_s
-            ),
             limits=httpx.Limits(
                 max_connections=MAX_CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=30.0
             ),
-            cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=nobody)),
-            follow_redirects=False,
             trust_env=False,
         )
 

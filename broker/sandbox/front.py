@@ -66,6 +66,7 @@ class Front:
             await self._answer(request, body, send)
 
     async def _answer(self, request: Request, body: bytes | None, send: Send) -> None:
+        begun = time.perf_counter()
         github = self._github
         surface, path = self._surface(request)
         route, parameters = self._route(surface, request.method, path)
@@ -97,6 +98,7 @@ class Front:
         call.status = reply.status
         self._dress(reply, call, surface)
         await _send(request, reply, send, fault)
+        call.took_s = time.perf_counter() - begun
 
     def _surface(self, request: Request) -> tuple[str, str]:
         # the path as sent: an encoded slash must stay within its segment

@@ -24,6 +24,7 @@ class Call:
         body: the parsed JSON, or None.
         installation_id: of the path or of the token, once known.
         status: None until replied, and for ever if the connection was cut.
+        took_s: seconds from its arrival to its reply, latency and all; None until replied.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Call:
     body: Any = None
     installation_id: int | None = None
     status: int | None = None
+    took_s: float | None = None
 
 
 def authorization_kind(header: str | None) -> tuple[AuthorizationKind, str]:

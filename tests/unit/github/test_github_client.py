@@ -790,8 +790,6 @@ async def test_a_limit_is_handed_on(make_client: MakeClient) -> None:
 async def test_open_and_close(make_client: MakeClient, tmp_path: Path) -> None:
     async with make_client() as client:
         assert client._http is not None
-        assert client._http.follow_redirects is False
-        assert client._http.trust_env is False
     assert client._http is None
     await client.close()
     broken = tmp_path / "ca.pem"
