@@ -33,12 +33,12 @@ def memory(folder: Path, size: Size) -> Table:
 
 
 class _AsInstalled(Service):
-    # httpx imports rich where that is there, as it is for the developers' tools: 5 MiB.
+    # httpx imports rich and pygments where they are there, as for the developers' tools: 6 MiB.
     command = (
         sys.executable,
         "-c",
         (
-            "import sys; sys.modules['rich'] = None; sys.argv[1:] = ['serve']; "
+            "import sys; sys.modules['rich'] = sys.modules['pygments'] = None; sys.argv[1:] = ['serve']; "
             "from broker.__main__ import main; main()"
         ),
     )
