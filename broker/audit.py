@@ -99,7 +99,12 @@ class Auditor:
             first: HAND stored it.
             generation: of the snapshot on which it was decided.
         """
-        self.log(event)
+        self._meter.decided(event)
+        body = audit_body(event)
+        for of_request in ("request_id", "client_ip"):
+            body.pop(of_request, None)
+        line = Rendered.of(body)
+        log_rendered(_log, event.event, line.of_request(event.request_id or "", event.client_ip))
         if first:
             return
         name = ("issued", event.token_sha256 or "", event.key_id or "")
@@ -113,7 +118,7 @@ class Auditor:
             tally.generation = generation
             tally.line = tally.asked = None  # the line may show the key's old name
         if event.cached and tally.count >= _OFTEN:
-            tally.line = Rendered.of(audit_body(replace(event, request_id=None, client_ip=None)))
+            tally.line = line
 
     def issued_again(
         self, token: LiveToken, grant: Grant, request_id: str, client_ip: str | None, *, generation: int

@@ -24,8 +24,8 @@ A task that a request begins (a mint, say) has it too, also when it goes on afte
 
 _quoted: Final = json.encoder.encode_basestring_ascii
 _JSON: Final = json.JSONEncoder(default=str, separators=(",", ":")).encode
-_SUSPICIOUS: Final = re.compile(r"gh[a-z]+_|eyJ|PRIVATE KEY|://|authorization", re.IGNORECASE)
-"""Every redaction needs one of these: a line without any is not looked at twice."""
+_SUSPICIOUS: Final = ("gh", "eyj", "private key", "://", "authorization")
+"""Every redaction needs one of these, in any case: a line without any is not looked at twice."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CONTROL_IN_TRACE: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -72,7 +72,8 @@ class Rendered:
 
 def _json_line(fields: dict[str, object]) -> str:
     line = _JSON(fields)
-    return _JSON(_redacted(fields)) if _SUSPICIOUS.search(line) else line
+    shown = line.lower()
+    return _JSON(_redacted(fields)) if any(word in shown for word in _SUSPICIOUS) else line
 
 
 @lru_cache(2)
