@@ -109,6 +109,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._answer_timer = _cancel(self._answer_timer)
         # uvicorn leaves it after a reset, and all that it holds with it.
         self.timeout_keep_alive_task = _cancel(self.timeout_keep_alive_task)
+        self.app = self._app  # else it holds itself, until the garbage is looked through
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -502,3 +503,20 @@ async def test_a_whole_body_is_bounded_like_any_other() -> None:
         writer.write(head + body)
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
     assert refused == [PayloadTooLargeError]
+
+
+async def test_a_closed_connection_is_no_garbage_that_waits() -> None:
+    """The process looks through its garbage rarely: what holds itself would pile up with each connection."""
+    async with serving(hello) as served:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                reader, writer = await served.connect()
+                writer.write(GET)
+                assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                writer.close()
+            await until(lambda: not served.state.connections)
+            await until(lambda: not any(type(one) is BoundedProtocol for one in gc.get_objects()))
+        finally:
+            gc.enable()
