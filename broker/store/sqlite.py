@@ -144,13 +144,13 @@ _STRINGS: Final = {
 # READ, whole: one statement, so that the thread takes Python's lock seldom. CROSS JOIN keeps the order.
 _READ: Final = " UNION ALL ".join(
     (
-        "SELECT 'state', s.name, s.value FROM json_each(?2) j CROSS JOIN state s WHERE s.name = j.value",
+        "SELECT 'state', s.name, s.value FROM json_each(:fields) j CROSS JOIN state s WHERE s.name = j.value",
         "SELECT 'marker', name, value FROM key_state WHERE name = '!'",
-        "SELECT 'keys', k.id, k.blob FROM json_each(?3) j CROSS JOIN keys k WHERE k.id = j.value",
+        "SELECT 'keys', k.id, k.blob FROM json_each(:keys) j CROSS JOIN keys k WHERE k.id = j.value",
         *(
-            f"SELECT 'strings', '{prefix}:' || t.{name}, t.{value} FROM json_each(?{place}) j "  # noqa: S608
-            f"CROSS JOIN {table} t WHERE t.{name} = j.value AND t.{until} > ?1"
-            for place, (prefix, (table, name, value, until)) in enumerate(_STRINGS.items(), 4)
+            f"SELECT 'strings', '{prefix}:' || t.{name}, t.{value} FROM json_each(:{prefix}) j "  # noqa: S608
+            f"CROSS JOIN {table} t WHERE t.{name} = j.value AND t.{until} > :now"
+            for prefix, (table, name, value, until) in _STRINGS.items()
         ),
     )
 )
@@ -569,11 +569,12 @@ class SqliteBackend:
         for name in set[str]().union(*[want.strings for want in wants]):
             prefix, _, rest = name.partition(":")
             strings[prefix].append(rest)
-        names = [json.dumps([*each]) for each in (fields, keys, *strings.values())]
+        wanted = {"fields": [*fields], "keys": [*keys], **strings}
+        names = {name: json.dumps(each) for name, each in wanted.items()}
 
         def job(db: sqlite3.Connection, now: float) -> View:
             found: dict[str, dict[str, bytes]] = {"state": {}, "marker": {}, "keys": {}, "strings": {}}
-            for kind, name, value in db.execute(_READ, (now, *names)):
+            for kind, name, value in db.execute(_READ, {"now": now, **names}):
                 found[kind][name] = value
             state = found["state"]
             return View(

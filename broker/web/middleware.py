@@ -63,6 +63,8 @@ def client_address(peer: str | None, forwarded: Sequence[bytes], trusted: Sequen
             ipaddress.ip_address(hop)
         except ValueError:
             return found  # whoever wrote this is not to be believed any further
+        if "%" in hop:
+            return found  # a zone is free text, and of the machine that wrote it alone
         found = hop
         if not _trusted(hop, trusted):
             break

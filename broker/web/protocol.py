@@ -33,6 +33,9 @@ HEAD_WITHIN_S: Final = 10.0
 READ_WITHIN_S: Final = 20.0
 """How long a client may leave an answer unread."""
 
+MAX_AT_HAND: Final = 4096
+"""A body of so many bytes, which came with its head, is at hand without waiting for it."""
+
 SPARE: Final = 128
 """So many connections below uvicorn's limit, those that wait for their clients begin to be closed."""
 
@@ -81,7 +84,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _answered_whole(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         cycle: RequestResponseCycle = send.__self__  # type: ignore[attr-defined]
-        if cycle.body and not cycle.more_body:
+        if 0 < len(cycle.body) <= MAX_AT_HAND and not cycle.more_body:
             scope["extensions"] = {WHOLE_BODY: bytes(cycle.body)}
         return self._app(scope, receive, _Answer(cycle).send)
 
@@ -183,7 +186,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer is written, perhaps not sent."""
-        if self.pipeline:  # the next request is in work at once
+        if self.pipeline and not self.transport.is_closing():  # the next request is in work at once
             self._answered = False
             super().on_response_complete()
             return
@@ -192,6 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._wait()
         if self.cycle.body:
             self.cycle.body.clear()  # what of the request nobody has read
+            self.cycle.scope.pop("extensions", None)
         if self.transport.is_closing():
             self._expect_reading()
             return

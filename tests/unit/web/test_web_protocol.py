@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -520,3 +521,53 @@ async def test_a_closed_connection_is_no_garbage_that_waits() -> None:
             await until(lambda: not any(type(one) is BoundedProtocol for one in gc.get_objects()))
         finally:
             gc.enable()
+
+
+async def test_a_pipelined_connection_that_closes_is_cut_if_nobody_reads(quick: None) -> None:
+    """HTTP/1.0 closes after the first answer, with the second request queued behind it."""
+    body = b"x" * 40_000
+    app = answering(body, headers=[(b"content-length", b"40000")])
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setblocking(False)
+        async with serving(app) as served:
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", served.port))
+            await until(lambda: len(served.state.connections) == 1)
+            (one,) = served.state.connections
+            held = one.transport.get_extra_info("socket")  # type: ignore[union-attr]
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+            await loop.sock_sendall(
+                client, b"GET / HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n\r\n" * 2
+            )
+            await until(one.transport.is_closing)  # type: ignore[union-attr]
+            await until(lambda: not served.state.connections)
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_body() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    async with serving(hello) as served:
+        reader, writer = await served.connect()
+        for size in (4000, 60_000):
+            writer.write(head % size + b"x" * size)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            (one,) = served.state.connections
+            assert isinstance(one, BoundedProtocol)
+            assert not one.cycle.body
+            assert "extensions" not in one.cycle.scope
+
+
+async def test_only_a_small_body_is_at_hand() -> None:
+    seen: list[bool] = []
+
+    async def looking(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(WHOLE_BODY in scope.get("extensions", {}))
+        await hello(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    async with serving(looking) as served:
+        reader, writer = await served.connect()
+        for size in (protocol.MAX_AT_HAND, protocol.MAX_AT_HAND + 1):
+            writer.write(head % size + b"x" * size)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+    assert seen == [True, False]
