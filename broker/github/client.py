@@ -13,7 +13,7 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, Self, TypeVar
 
 import httpx
@@ -495,7 +495,7 @@ class GitHubClient:
         # The transport itself: no cookies, redirects or hooks, which take as long as a step of the store.
         outgoing = httpx.Request(
             request.method,
-            request.url,
+            _url(request.url),
             headers={**request.headers, **({"Authorization": authorization} if authorization else {})},
             content=request.body,
             extensions={"timeout": self._timeout},
@@ -628,6 +628,12 @@ def _text(token: Secret) -> str:
     if not wire.sendable(token):
         raise UntrustedReplyError("a token holds characters that no header can carry")
     return token.reveal()
+
+
+@lru_cache(128)
+def _url(text: str) -> httpx.URL:
+    """Return an address taken apart; mints and revocations go to few, over and over."""
+    return httpx.URL(text)
 
 
 async def _read(response: httpx.Response, limit: int) -> bytes:

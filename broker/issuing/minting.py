@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from broker import errors
 from broker.errors import (
@@ -58,7 +58,11 @@ from broker.ports import (
     Wait,
 )
 
+R = TypeVar("R")
 _log = logging.getLogger(__name__)
+
+Hand = Callable[[LiveToken], Awaitable[None]]
+"""Stores that the request which causes a mint is handed its token; asked while the token is stored."""
 
 CLOCK_TOLERANCE_S: Final = 2.0
 _TOKEN_LIFE_S: Final = 3600.0
@@ -139,16 +143,21 @@ class Minter:
         await _given([flight.task for flight in self._flights.values()], until)
         await _given(self._dying, until)
 
-    async def mint(self, grant: Grant, seen: Snapshot) -> str:
+    async def mint(self, grant: Grant, seen: Snapshot, hand: Hand | None = None) -> str:
         """Return the SHA-256 of a token that is newer than what ``seen`` found.
 
         Cancelling the caller does not end the mint.
+
+        Args:
+            grant: to whom, and of which scope.
+            seen: what the caller found, and decided by.
+            hand: called if this caller's mint is stored by this process, whether or not it works.
 
         Raises:
             BrokerError: why there is none.
         """
         while True:
-            flight = self._flights.get(grant.scope.id) or self._start(grant, seen, ahead=False)
+            flight = self._flights.get(grant.scope.id) or self._start(grant, seen, hand, ahead=False)
             self.waiting += 1
             try:
                 outcome = await asyncio.shield(flight.task)
@@ -166,21 +175,23 @@ class Minter:
     def mint_ahead(self, grant: Grant, seen: Snapshot) -> None:
         """Begin to replace a token that is still good; nobody waits for it."""
         if grant.scope.id not in self._flights:
-            self._start(grant, seen, ahead=True)
+            self._start(grant, seen, None, ahead=True)
 
-    def _start(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> _Flight:
+    def _start(self, grant: Grant, seen: Snapshot, hand: Hand | None, *, ahead: bool) -> _Flight:
         scope_id = grant.scope.id
-        task = asyncio.create_task(self._fly(grant, seen, ahead=ahead), name="mint")
+        task = asyncio.create_task(self._fly(grant, seen, hand, ahead=ahead), name="mint")
         flight = _Flight(task, grant.key_id, ahead)
         self._flights[scope_id] = flight
         task.add_done_callback(lambda _: self._flights.pop(scope_id, None))
         return flight
 
-    async def _fly(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> str | BrokerError:
+    async def _fly(
+        self, grant: Grant, seen: Snapshot, hand: Hand | None, *, ahead: bool
+    ) -> str | BrokerError:
         """Lead, or wait for who leads; the outcome is returned, not raised, as many may wait for it."""
         try:
             async with asyncio.timeout(_FLIGHT_S):
-                return await self._lead_or_follow(grant, seen, ahead=ahead)
+                return await self._lead_or_follow(grant, seen, hand, ahead=ahead)
         except BrokerError as error:
             return error
         except TimeoutError:
@@ -189,7 +200,7 @@ class Minter:
             _log.exception("a mint failed unexpectedly")
             return BrokerError(f"a mint failed unexpectedly: {type(error).__name__}")
 
-    async def _lead_or_follow(self, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
+    async def _lead_or_follow(self, grant: Grant, seen: Snapshot, hand: Hand | None, *, ahead: bool) -> str:
         scope = grant.scope
         before = seen.raw_token()
         budget = MintBudget(grant.key_id, self._settings.budget_per_minute)
@@ -212,7 +223,7 @@ class Minter:
                     return token.sha256
                 before = seen.raw_token()
         if isinstance(acquired, Lead):
-            return await self._measured(self._lead(acquired, grant, seen, ahead=ahead), ahead=ahead)
+            return await self._measured(self._lead(acquired, grant, seen, hand, ahead=ahead), ahead=ahead)
         raise _refusal(acquired)
 
     # -- leading ---------------------------------------------------------------------------------
@@ -231,11 +242,11 @@ class Minter:
             self._meter.minted(ahead=ahead, result=result, seconds=now() - began)
         return sha256
 
-    async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, *, ahead: bool) -> str:
+    async def _lead(self, lead: Lead, grant: Grant, seen: Snapshot, hand: Hand | None, *, ahead: bool) -> str:
         async with kept(self._store, lead) as ours:
             try:
                 token, offset = await self._new_token(lead, grant.scope, seen, ours)
-                return await self._keep(lead, grant, token, offset, seen)
+                return await self._keep(lead, grant, token, offset, seen, hand)
             except BrokerError as error:
                 error = self._with_hint(error)
                 with contextlib.suppress(StoreError):
@@ -330,7 +341,15 @@ class Minter:
             cause = str(error) or f"refused for {_PROBE_FOR_S:g} s"
             _log.warning("git's endpoint has not accepted a new token", extra={"cause": cause})
 
-    async def _keep(self, lead: Lead, grant: Grant, token: LiveToken, offset: float, seen: Snapshot) -> str:
+    async def _keep(  # noqa: PLR0917 - all of one mint
+        self,
+        lead: Lead,
+        grant: Grant,
+        token: LiveToken,
+        offset: float,
+        seen: Snapshot,
+        hand: Hand | None,
+    ) -> str:
         scope = grant.scope
         moved = abs(offset - seen.gh_offset) > CLOCK_TOLERANCE_S
         event = AuditEvent(
@@ -344,15 +363,16 @@ class Minter:
             token_sha256=token.sha256,
             expires_at=token.expires_at,
         )
+        committing = self._store.commit(
+            lead,
+            scope,
+            token,
+            gh_offset=offset if moved else seen.gh_offset,
+            moved=moved,
+            event=event,
+        )
         try:
-            result = await self._store.commit(
-                lead,
-                scope,
-                token,
-                gh_offset=offset if moved else seen.gh_offset,
-                moved=moved,
-                event=event,
-            )
+            result = await (committing if hand is None else _first_of_both(committing, hand(token)))
         except StoreUnavailableError:
             reason = "the store did not keep it"
             self._let_die(token.token, scope, reason=reason, unless=lambda: self._kept(lead, scope, token))
@@ -458,6 +478,17 @@ def _refusal(acquired: Paused | OverBudget | Failure) -> BrokerError:
             )
         case Failure():
             return error_of(acquired)
+
+
+async def _first_of_both(first: Awaitable[R], second: Awaitable[None]) -> R:
+    """Ask for both, in this order and in one turn of the loop; return or raise what the first comes to.
+
+    What becomes of the second is not told: it is asked for ahead of time, and is asked for again.
+    """
+    outcome, _ = await asyncio.gather(first, second, return_exceptions=True)
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
 
 
 async def _answered(question: Callable[[], Awaitable[bool]]) -> bool:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, NamedTuple
 
 from broker.access.keys import PresentedKey
@@ -89,16 +90,19 @@ class _Way:
 
     Attributes:
         refresh: the cached token is to be replaced.
-        bad: SHA-256 of that token, "" if there was none; None before the cache was looked at. Any other is
-            newer than the request, whoever minted it.
+        bad: SHA-256 of that token, as the first READ found it; "" if there was none. Any other is newer
+            than the request, whoever minted it.
         through_gate: the one refresh in 30 s is this request's.
         fresh: SHA-256 of a token that was minted while this request waited.
+        handed: SHA-256 of a token whose first hand-out to the key was stored for this request while the
+            token itself was stored; nothing has left yet.
     """
 
     refresh: bool
     bad: str | None = None
     through_gate: bool = False
     fresh: str | None = None
+    handed: str | None = None
 
 
 class Issuer:
@@ -248,25 +252,26 @@ class Issuer:
             if attempt == 0 and caller.rate_limit_per_minute is not None:
                 await self._limits.take(caller)
             grant = self._granted(caller, request.scope, seen)
+            if way.refresh and way.bad is None:
+                way.bad = found.sha256 if (found := seen.token()) is not None else ""
             if attempt == 0 and (old := self._old_picture(request.scope, seen)) is not None:
                 async with asyncio.timeout_at(until):
                     await self._installations.renewed(request.scope.owner, old)
                 continue
             token = self._cached(seen, request, way)
-            if way.bad is None:
-                way.bad = token.sha256 if token is not None else ""
             if token is not None and way.refresh and token.sha256 == way.bad:
                 token = await self._unless_refreshed(token, request.scope, way)
             if token is None:
+                hand = partial(self._hand_early, grant, seen, origin, way)
                 with contextlib.suppress(OvertakenError):
                     async with asyncio.timeout_at(until):
-                        way.fresh = await self._minter.mint(grant, seen)
+                        way.fresh = await self._minter.mint(grant, seen, hand)
                 continue
             cached = token.sha256 != way.fresh
             if cached and self._auditor.issued_again(token, grant, *origin, generation=seen.generation):
                 self._refresh_ahead(grant, token, seen)
                 return Issued(token, cached=True)
-            match await self._hand(grant, token, seen, origin, cached=cached):
+            match await self._hand(grant, token, seen, origin, way, cached=cached):
                 case HandResult.STALE:
                     pass
                 case HandResult.GONE:
@@ -333,33 +338,39 @@ class Issuer:
             self._minter.mint_ahead(grant, seen)
 
     async def _hand(
-        self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, *, cached: bool
+        self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, way: _Way, *, cached: bool
     ) -> HandResult:
-        # A store that may have gone back may have lost who was handed what: then HAND writes it again.
-        name = (token.sha256, grant.key_id, seen.generation)
-        event = AuditEvent(
-            Event.TOKEN_ISSUED,
-            request_id=origin.request_id,
-            client_ip=origin.client_ip,
-            key_id=grant.key_id,
-            key_name=grant.key_name,
-            owner=grant.scope.owner,
-            repositories=token.repositories,
-            permissions=token.permissions,
-            installation_id=token.installation_id,
-            token_sha256=token.sha256,
-            expires_at=token.expires_at,
-            cached=cached,
-        )
+        event = _hand_out(grant, token, origin, cached=cached)
         result = HandResult.AGAIN
-        if name not in self._handed:
-            result = await self._store.hand(token, epoch=seen.epoch, event=replace(event, count=1))
+        if way.handed == token.sha256:
+            result = HandResult.FIRST
+        elif _handing(token, grant, seen) not in self._handed:
+            result = await self._hand_over(grant, token, seen, event)
             if result in {HandResult.STALE, HandResult.GONE}:
                 return result
-            self._handed[name] = None
+        self._auditor.issued(event, first=result is HandResult.FIRST, generation=seen.generation)
+        return result
+
+    async def _hand_early(
+        self, grant: Grant, seen: Snapshot, origin: Origin, way: _Way, token: LiveToken
+    ) -> None:
+        """HAND a token that is about to be stored, for the request that had it minted: one turn for both.
+
+        It goes by the decision before the mint, and so is refused if anything has narrowed since. The token
+        leaves after another READ only, like any other.
+        """
+        event = _hand_out(grant, token, origin, cached=False)
+        if await self._hand_over(grant, token, seen, event) is HandResult.FIRST:
+            way.handed = token.sha256
+
+    async def _hand_over(
+        self, grant: Grant, token: LiveToken, seen: Snapshot, event: AuditEvent
+    ) -> HandResult:
+        result = await self._store.hand(token, epoch=seen.epoch, event=replace(event, count=1))
+        if result in {HandResult.FIRST, HandResult.AGAIN}:
+            self._handed[_handing(token, grant, seen)] = None
             if len(self._handed) > _HANDED_REMEMBERED:
                 self._handed.popitem(last=False)
-        self._auditor.issued(event, first=result is HandResult.FIRST, generation=seen.generation)
         return result
 
     async def _denied(
@@ -384,6 +395,31 @@ class Issuer:
                 self._auditor.log(event if count == 1 else replace(event, count=count))
         else:
             await self._auditor.denied(event)
+
+
+def _handing(token: LiveToken, grant: Grant, seen: Snapshot) -> tuple[str, str, int]:
+    """Return what names a hand-out.
+
+    A store that may have gone back may have lost who was handed what: then HAND writes it again.
+    """
+    return token.sha256, grant.key_id, seen.generation
+
+
+def _hand_out(grant: Grant, token: LiveToken, origin: Origin, *, cached: bool) -> AuditEvent:
+    return AuditEvent(
+        Event.TOKEN_ISSUED,
+        request_id=origin.request_id,
+        client_ip=origin.client_ip,
+        key_id=grant.key_id,
+        key_name=grant.key_name,
+        owner=grant.scope.owner,
+        repositories=token.repositories,
+        permissions=token.permissions,
+        installation_id=token.installation_id,
+        token_sha256=token.sha256,
+        expires_at=token.expires_at,
+        cached=cached,
+    )
 
 
 def _serves(installation: Installation) -> None:

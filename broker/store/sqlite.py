@@ -2,8 +2,9 @@
 
 Two connections a process, each on its own thread. The reader answers all that a loop turn asked for
 in one transaction; the writer drains its queue into one ``BEGIN IMMEDIATE`` transaction (group
-commit, ``synchronous=FULL``), each verb in a savepoint of its own. A reader that begins after a
-commit sees it, in every process of the host. Time is the host's and is passed into every statement.
+commit, ``synchronous=FULL``), each verb in a savepoint of its own. Only leases and counters do not
+wait for the disk: whoever held one ends with the machine. A reader that begins after a commit sees
+it, in every process of the host. Time is the host's and is passed into every statement.
 """
 
 import asyncio
@@ -55,6 +56,7 @@ from broker.store.batch import Batcher
 from broker.threads import in_thread
 
 R = TypeVar("R")
+Job = Callable[[sqlite3.Connection], Any]
 _log = logging.getLogger(__name__)
 
 WINDOW_S: Final = 60
@@ -169,8 +171,7 @@ class _Thread:
         self._path = path
         self._read_only = read_only
         self._busy_s = busy_s
-        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[sqlite3.Connection], Any]] | None]
-        self._jobs = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[asyncio.Future[Any], Job, bool] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._connection: sqlite3.Connection | None = None
         self._running: tuple[asyncio.Future[Any], ...] = ()
@@ -178,9 +179,10 @@ class _Thread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[sqlite3.Connection], R]) -> asyncio.Future[R]:
+    def submit(self, job: Callable[[sqlite3.Connection], R], *, durable: bool = True) -> asyncio.Future[R]:
+        """Queue a job; if it, or another of its turn, is ``durable``, it survives a loss of power."""
         future: asyncio.Future[R] = self._loop.create_future()
-        self._jobs.put((future, job))
+        self._jobs.put((future, job, durable))
         return future
 
     def give_up(self, future: asyncio.Future[Any]) -> None:
@@ -209,7 +211,6 @@ class _Thread:
         )
         try:
             connection.execute("PRAGMA foreign_keys=ON")
-            connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA trusted_schema=OFF")
             if self._read_only:
                 connection.execute("PRAGMA query_only=ON")
@@ -233,17 +234,17 @@ class _Thread:
             self._connection.close()
 
     def _turn(
-        self, work: list[tuple[asyncio.Future[Any], Callable[[sqlite3.Connection], Any]]]
+        self, work: list[tuple[asyncio.Future[Any], Job, bool]]
     ) -> list[tuple[asyncio.Future[Any], Any, BaseException | None]]:
         """Run jobs in one transaction; each answer holds only if the transaction committed."""
         done: list[tuple[asyncio.Future[Any], Any, BaseException | None]] = []
-        self._running = tuple(future for future, _ in work)
+        self._running = tuple(future for future, _, _ in work)
         try:
             if self._connection is None:
                 self._connection = self._open()
             connection = self._connection
-            connection.execute("BEGIN" if self._read_only else "BEGIN IMMEDIATE")
-            for future, job in work:
+            self._begin(connection, durable=any(durable for _, _, durable in work))
+            for future, job, _ in work:
                 if self._read_only:
                     if future.cancelled():
                         continue  # nobody waits for it any more
@@ -266,10 +267,17 @@ class _Thread:
                 with contextlib.suppress(sqlite3.Error):
                     self._connection.close()
                 self._connection = None
-            return [(future, None, error) for future, _ in work]
+            return [(future, None, error) for future, _, _ in work]
         finally:
             self._running = ()
         return done
+
+    def _begin(self, connection: sqlite3.Connection, *, durable: bool) -> None:
+        if self._read_only:
+            connection.execute("BEGIN")
+        else:
+            connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            connection.execute("BEGIN IMMEDIATE")
 
     def _tell(self, answers: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
         def deliver() -> None:
@@ -389,10 +397,15 @@ class SqliteBackend:
         return thread
 
     async def _run(
-        self, job: Callable[[sqlite3.Connection, float], R], *, writes: bool, deadline_s: float
+        self,
+        job: Callable[[sqlite3.Connection, float], R],
+        *,
+        writes: bool,
+        deadline_s: float,
+        durable: bool = True,
     ) -> R:
         thread = await self._thread(writes=writes)
-        future = thread.submit(lambda connection: job(connection, self._clock.now()))
+        future = thread.submit(lambda connection: job(connection, self._clock.now()), durable=durable)
         try:
             # Not wait_for(): until Python 3.12 it swallows a cancellation that comes with the answer.
             async with asyncio.timeout(deadline_s):
@@ -409,9 +422,9 @@ class SqliteBackend:
         except sqlite3.Error as error:
             raise StoreUnavailableError(f"SQLite: {error}") from error
 
-    async def _write(self, job: Callable[[sqlite3.Connection, float], R]) -> R:
+    async def _write(self, job: Callable[[sqlite3.Connection, float], R], *, durable: bool = True) -> R:
         try:
-            return await self._run(job, writes=True, deadline_s=3 * self._deadline_s)
+            return await self._run(job, writes=True, deadline_s=3 * self._deadline_s, durable=durable)
         except StoreUnavailableError:
             self._refused = True
             raise
@@ -650,7 +663,7 @@ class SqliteBackend:
             _grant_lease(db, args.scope, args.nonce, now)
             return AcquireReply("lead", epoch=_epoch(db))
 
-        return await self._write(job)
+        return await self._write(job, durable=False)
 
     async def lease(self, store_id: bytes, name: str, nonce: str) -> tuple[bool, int]:
         """Take a lease if it is free."""
@@ -661,7 +674,7 @@ class SqliteBackend:
             _grant_lease(db, name, nonce, now)
             return True, _epoch(db)
 
-        return await self._write(job)
+        return await self._write(job, durable=False)
 
     async def renew(self, name: str, nonce: str) -> bool:
         """Keep a lease that is still ours."""
@@ -672,7 +685,7 @@ class SqliteBackend:
             _grant_lease(db, name, nonce, now)
             return True
 
-        return await self._write(job)
+        return await self._write(job, durable=False)
 
     async def release(self, name: str, nonce: str) -> None:
         """Give a lease back if it is ours."""
@@ -681,7 +694,7 @@ class SqliteBackend:
             del now
             db.execute("DELETE FROM leases WHERE name = ? AND holder = ?", (name, nonce))
 
-        await self._write(job)
+        await self._write(job, durable=False)
 
     async def commit(self, args: CommitArgs) -> str:
         """COMMIT."""
@@ -769,7 +782,7 @@ class SqliteBackend:
 
     async def take(self, name: str, *, chunk: int, limit: int) -> tuple[int, float]:
         """RATE: take up to ``chunk`` of this minute's ``limit``."""
-        return await self._write(lambda db, now: _take(db, now, name, chunk, limit))
+        return await self._write(lambda db, now: _take(db, now, name, chunk, limit), durable=False)
 
     # -- audit -----------------------------------------------------------------------------------
 

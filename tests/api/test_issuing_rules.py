@@ -14,6 +14,7 @@ from broker.errors import StoreUnavailableError
 from broker.ports import ReadQuery
 from broker.sandbox.faults import Fault
 from broker.store.backend import CommitArgs
+from broker.store.sqlite import SqliteBackend
 
 OK = (200, "ok")
 HOUR = 3600
@@ -754,3 +755,25 @@ async def test_a_keys_limit_holds_across_replicas(any_world: World, limit: int) 
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert verdict(await two.token(free, "acme/widgets")) == OK
         assert isinstance(one.broker.issuer._limits, RateLimiter)
+
+
+async def test_a_mint_waits_for_the_disk_once(world: World) -> None:
+    """What a loss of power must not undo is written in one turn; the lease before it does not wait."""
+    async with world.inside() as app:
+        key = await app.key("acme/*")
+        await app.token(key, "acme/gadgets")
+        backend: Any = app.broker.store._backend
+        while not isinstance(backend, SqliteBackend):
+            backend = backend._inner
+        said: list[str] = []
+        await backend._write(lambda db, _: db.set_trace_callback(said.append))
+        found = []
+        for number in range(5):
+            world.github.add_repository(f"acme/cold-{number}")
+            said.clear()
+            assert verdict(await app.token(key, f"acme/cold-{number}")) == OK
+            turns = " ".join(said).split("PRAGMA synchronous=")[1:]
+            found.append([(turn.split()[0], "INTO live" in turn, "INTO handed" in turn) for turn in turns])
+        await backend._write(lambda db, _: db.set_trace_callback(None))
+    # A thread that the machine gives little time may see the two as two turns.
+    assert [("NORMAL", False, False), ("FULL", True, True)] in found

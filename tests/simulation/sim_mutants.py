@@ -21,12 +21,12 @@ from broker.store.backend import AcquireArgs, AcquireReply, CommitArgs, KeyWrite
 def _beginning_with(backend: SimulatedSqlite, first: Callable[[sqlite3.Connection, float], None]) -> Any:
     """Return a copy of a backend whose writes begin with ``first``, in the same transaction."""
 
-    async def write(job: Any) -> Any:
+    async def write(job: Any, *, durable: bool = True) -> Any:
         def both(db: sqlite3.Connection, now: float) -> Any:
             first(db, now)
             return job(db, now)
 
-        return await backend._write(both)
+        return await backend._write(both, durable=durable)
 
     twin = copy.copy(backend)
     twin._write = write  # type: ignore[method-assign]

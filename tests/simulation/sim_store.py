@@ -81,7 +81,8 @@ class Wire:
         self._outside = Context()
         self._last = 0.0
 
-    def submit(self, job: Job) -> "asyncio.Future[Any]":
+    def submit(self, job: Job, *, durable: bool = True) -> "asyncio.Future[Any]":
+        del durable  # no machine loses power here
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self._machine.talks:
             future.set_exception(sqlite3.OperationalError("this process is dead"))

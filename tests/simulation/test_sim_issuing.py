@@ -26,7 +26,7 @@ from broker.errors import (
     StoreUnavailableError,
 )
 from broker.issuing import tokens as issuing
-from broker.issuing.keys import KeyPolicy
+from broker.issuing.keys import KeyChange, KeyPolicy
 from broker.issuing.tokens import Origin
 from broker.model import ApiKeyRecord, Role, Target, TargetKind
 from broker.ports import AuditEvent, CommitResult, EndKind, HandResult, Lead, ReadQuery
@@ -106,6 +106,110 @@ def test_a_cold_request_reads_again_after_the_mint(bench: Bench) -> None:
             "count": 1,
         }
         assert dt.datetime.fromisoformat(issued["expires_at"]).timestamp() == token.expires_at
+
+    bench.play(story())
+
+
+# -- the hand-out that is stored together with the token -------------------------------------------
+
+
+def test_hand_outs_are_counted_once_each_also_those_that_wait_for_one_mint(bench: Bench) -> None:
+    """The first of the key whose request minted is stored with the token, for that request."""
+
+    async def story() -> None:
+        one = await bench.process()
+        keys = [await one.key("acme/*") for _ in range(2)]
+        lines = logged(one)
+        await asyncio.gather(*(one.issue(key, "widgets") for key in keys for _ in range(3)))
+        assert (calls(one, "commit"), one.asked("mint")) == (1, 1)
+        assert calls(one, "hand") == 1 + 3  # none of the other key's three knows yet of the others
+        assert [line.event for line in lines] == ["token.issued"] * 6
+        await one.rooms.auditor.flush(everything=True)
+        counts = {key.id: [0, 0] for key in keys}
+        for event in await one.events("token.issued"):
+            counts[event["key_id"]][0] += 1
+            counts[event["key_id"]][1] += event["count"]
+        assert counts == {key.id: [2, 3] for key in keys}  # the first, and all that followed
+
+    bench.play(story())
+
+
+@pytest.mark.parametrize("answer", [StoreUnavailableError("gone"), HandResult.STALE, HandResult.GONE])
+def test_a_hand_out_that_was_not_stored_with_its_token_is_stored_afterwards(
+    bench: Bench, answer: BrokerError | HandResult
+) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        before: list[int] = []
+
+        async def hand(*arguments: Any, **named: Any) -> HandResult:
+            before.append(calls(one, "read"))
+            if len(before) > 1:
+                return await one.sealed.hand(*arguments, **named)
+            if isinstance(answer, BrokerError):
+                raise answer
+            return answer
+
+        one.store_does(hand=hand)
+        assert (await one.issue(key, "widgets")).cached is False
+        assert len(before) == 2
+        assert before[0] < before[1]  # the decision that counts was made anew
+        (issued,) = await one.events("token.issued")
+        assert (issued["count"], issued["cached"]) == (1, False)
+        assert (one.asked("mint"), calls(one, "drop_token")) == (1, 0)
+
+    bench.play(story())
+
+
+def test_a_key_that_is_narrowed_while_its_token_is_minted_is_handed_nothing(bench: Bench) -> None:
+    """Nor does the audit say that it was: what is stored with the token goes by the decision before."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+
+        async def narrowed(*arguments: Any, **named: Any) -> CommitResult:
+            change = KeyChange(repositories=("acme/gadgets",))
+            await one.rooms.keys.change(key.id, change, by="ops", actor=ADMIN)
+            return await one.sealed.commit(*arguments, **named)
+
+        one.store_does(commit=narrowed)
+        held = one.sealed.hand
+
+        async def after_the_change(*arguments: Any, **named: Any) -> HandResult:
+            await asyncio.sleep(5)
+            return await held(*arguments, **named)
+
+        one.store_does(hand=after_the_change)
+        assert isinstance(await one.refused(key, "widgets"), ForbiddenError)
+        assert (one.asked("mint"), calls(one, "hand")) == (1, 1)
+        assert await one.events("token.issued") == []
+
+    bench.play(story())
+
+
+def test_a_key_that_is_revoked_right_after_its_token_was_stored_gets_no_token(bench: Bench) -> None:
+    """The hand-out is in the register, so the token dies with the key; it has not left."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        commit = one.sealed.commit
+
+        async def and_then(*arguments: Any, **named: Any) -> CommitResult:
+            done = await commit(*arguments, **named)
+            await asyncio.sleep(0.5)
+            assert len(await one.events("token.issued")) == 1
+            killed = await one.rooms.keys.revoke(key.id, by="ops", actor=ADMIN, kill=True)
+            assert len(killed) == 1
+            await one.rooms.ender.kill(killed)
+            return done
+
+        one.store_does(commit=and_then)
+        assert isinstance(await one.refused(key, "widgets"), InvalidApiKeyError)
+        (token,) = bench.github.minted.values()
+        assert not bench.github.alive(token)
 
     bench.play(story())
 
@@ -215,6 +319,33 @@ def test_refresh_is_one_mint_in_half_a_minute(bench: Bench) -> None:
         assert (third.token, third.cached) == (second.token, True)
         await asyncio.sleep(31)
         assert (await one.issue(key, "widgets", refresh=True)).token != second.token
+
+    bench.play(story())
+
+
+def test_a_refresh_that_waited_for_the_installation_takes_what_was_minted_meanwhile(bench: Bench) -> None:
+    """It is newer than the request, whatever the request waited for."""
+
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        key = await one.key("acme/*")
+        first = (await one.issue(key, "widgets")).token
+        await asyncio.sleep(TTL_S + 3600)  # the token has expired, and what is known of the owner is old
+        reads = 0
+
+        async def late(*arguments: Any, **named: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            if reads == 2:
+                await asyncio.sleep(2)
+            return await one.sealed.read(*arguments, **named)
+
+        one.store_does(read=late)
+        refreshed, plain = await asyncio.gather(
+            one.issue(key, "widgets", refresh=True), two.issue(key, "widgets")
+        )
+        assert refreshed.token == plain.token != first
+        assert one.asked("mint") + two.asked("mint") == 2
 
     bench.play(story())
 

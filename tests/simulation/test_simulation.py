@@ -42,7 +42,7 @@ def test_the_promises_hold_in_a_hundred_stories(first: int) -> None:
     _all_hold(range(first, first + 25))
 
 
-@pytest.mark.parametrize("seed", [9794, 11271, 11729, 17776, 24756, 52588])
+@pytest.mark.parametrize("seed", [1127, 9794, 11271, 11729, 17776, 24756, 52588])
 def test_the_promises_hold_in_stories_that_once_broke_them(seed: int) -> None:
     """Of a hundred thousand: a late token that was given up, and a refresh that had been done already."""
     assert not play(seed).violations

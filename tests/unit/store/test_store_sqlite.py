@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,39 @@ async def test_one_verb_that_fails_undoes_no_other(backend: SqliteBackend) -> No
     assert [row[0] for row in page.rows] == ["A", "B", "D"]
 
 
+async def test_only_leases_and_counters_do_not_wait_for_the_disk(backend: SqliteBackend) -> None:
+    said: list[str] = []
+    await backend._write(lambda db, _: db.set_trace_callback(said.append))
+
+    async def level(verb: Awaitable[object]) -> str:
+        said.clear()
+        await verb
+        (told,) = [one for one in said if "synchronous" in one]
+        return told.partition("=")[2]
+
+    for quick in (
+        backend.lease(b"one", "job:sweep", "n"),
+        backend.renew("job:sweep", "n"),
+        backend.release("job:sweep", "n"),
+        backend.take("A:rate", chunk=1, limit=10),
+    ):
+        assert await level(quick) == "NORMAL"
+    assert await level(backend.write_key(write("A"))) == "FULL"
+    assert await level(backend.pause("app", 5.0)) == "FULL"
+    assert await level(backend.release("job:sweep", "n")) == "NORMAL"
+
+    gate = threading.Event()
+    writer = backend._writer
+    assert writer is not None
+    waiting = writer.submit(lambda _: gate.wait(5))
+    await asyncio.sleep(0.05)
+    both = asyncio.gather(backend.release("x", "n"), backend.write_key(write("B")))
+    await asyncio.sleep(0.05)
+    gate.set()
+    assert await level(both) == "FULL"  # what shares a turn with a key waits with it
+    await waiting
+
+
 async def test_two_backends_on_one_file(backend: SqliteBackend, tmp_path: Path) -> None:
     other = SqliteBackend(tmp_path / "s.db")
     await other.connect()
@@ -261,9 +294,9 @@ async def test_a_cancellation_that_comes_with_the_answer_is_not_swallowed(
         else:
             asking.cancel()
 
-    def watched(job: Any) -> Any:
+    def watched(job: Any, **named: Any) -> Any:
         reader.submit = submit  # type: ignore[method-assign]
-        future = submit(job)
+        future = submit(job, **named)
         future.add_done_callback(lambda _: later(turns))
         return future
 
