@@ -6,7 +6,6 @@ be a secret.
 
 import base64
 import binascii
-import difflib
 import ipaddress
 import os
 import re
@@ -424,6 +423,8 @@ def unknown_variables() -> list[str]:
     known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
     known |= {"BROKER_ALLOW_INSECURE"}
     lines = []
+    import difflib  # noqa: PLC0415 - memory that a process which serves has no use for
+
     for name in sorted({*os.environ, *_dotenv()}):  # noqa: TID251 - this is the reader
         if name.startswith(PREFIX) and name not in known:
             close = difflib.get_close_matches(name, known, n=1)

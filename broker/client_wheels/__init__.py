@@ -6,7 +6,6 @@ clone the client is built from ``cli/`` as it is at that moment, so nobody is gi
 """
 
 import email.parser
-import email.policy
 import hashlib
 import tempfile
 import zipfile
@@ -68,7 +67,7 @@ def _read(path: Path) -> ClientWheel:
     with zipfile.ZipFile(path) as archive:
         name = next(one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
         metadata = archive.read(name)
-    about = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(metadata, headersonly=True)
+    about = email.parser.BytesHeaderParser().parsebytes(metadata)
     content = path.read_bytes()
     return ClientWheel(
         filename=path.name,

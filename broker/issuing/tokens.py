@@ -7,7 +7,7 @@ mint comes back to READ, so no token leaves on a decision that is older than the
 
 import asyncio
 import contextlib
-from collections import OrderedDict
+from base64 import b64decode
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -33,7 +33,7 @@ from broker.model import ApiKeyRecord, Grant, Installation, LiveToken, Scope
 from broker.ports import AuditEvent, Event, HandResult, ReadQuery, Snapshot, Store
 
 _ATTEMPTS: Final = 5
-_HANDED_REMEMBERED: Final = 100_000
+_HANDED_REMEMBERED: Final = 50_000
 REFRESH_GATE_S: Final = 30.0
 _DENIED_NAMES: Final = 20
 """So many names of a refused request are kept: what is refused must not fill the store."""
@@ -105,6 +105,33 @@ class _Way:
     handed: str | None = None
 
 
+class HandOuts:
+    """First hand-outs that are known to be stored, the last ``_HANDED_REMEMBERED`` or up to twice as many.
+
+    A store that may have gone back may have lost them: what is known of another generation does not count.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+        self._before: set[bytes] = set()
+
+    def holds(self, token: LiveToken, grant: Grant, seen: Snapshot) -> bool:
+        """Return whether a hand-out is known to be stored."""
+        name = _hand_out_name(token, grant, seen)
+        return name in self._known or name in self._before
+
+    def add(self, token: LiveToken, grant: Grant, seen: Snapshot) -> None:
+        """Note that a hand-out is stored."""
+        if len(self._known) >= _HANDED_REMEMBERED:
+            self._before, self._known = self._known, set()
+        self._known.add(_hand_out_name(token, grant, seen))
+
+
+def _hand_out_name(token: LiveToken, grant: Grant, seen: Snapshot) -> bytes:
+    # As short as can be: there are as many as live tokens.
+    return b"%b %b %d" % (b64decode(token.sha256), grant.key_id.encode(), seen.generation)
+
+
 class Issuer:
     """The use case of the product.
 
@@ -139,7 +166,7 @@ class Issuer:
         self._limits = limits
         self._auditor = auditor
         self._settings = settings
-        self._handed: OrderedDict[tuple[str, str, int], None] = OrderedDict()
+        self._handed = HandOuts()
         self._strangers = Strangers()
 
     # -- who asks --------------------------------------------------------------------------------
@@ -344,7 +371,7 @@ class Issuer:
         result = HandResult.AGAIN
         if way.handed == token.sha256:
             result = HandResult.FIRST
-        elif _handing(token, grant, seen) not in self._handed:
+        elif not self._handed.holds(token, grant, seen):
             result = await self._hand_over(grant, token, seen, event)
             if result in {HandResult.STALE, HandResult.GONE}:
                 return result
@@ -368,9 +395,7 @@ class Issuer:
     ) -> HandResult:
         result = await self._store.hand(token, epoch=seen.epoch, event=replace(event, count=1))
         if result in {HandResult.FIRST, HandResult.AGAIN}:
-            self._handed[_handing(token, grant, seen)] = None
-            if len(self._handed) > _HANDED_REMEMBERED:
-                self._handed.popitem(last=False)
+            self._handed.add(token, grant, seen)
         return result
 
     async def _denied(
@@ -395,14 +420,6 @@ class Issuer:
                 self._auditor.log(event if count == 1 else replace(event, count=count))
         else:
             await self._auditor.denied(event)
-
-
-def _handing(token: LiveToken, grant: Grant, seen: Snapshot) -> tuple[str, str, int]:
-    """Return what names a hand-out.
-
-    A store that may have gone back may have lost who was handed what: then HAND writes it again.
-    """
-    return token.sha256, grant.key_id, seen.generation
 
 
 def _hand_out(grant: Grant, token: LiveToken, origin: Origin, *, cached: bool) -> AuditEvent:

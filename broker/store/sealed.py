@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import secrets
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -1199,25 +1200,27 @@ class _Reach:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         owner = scope.owner
+        # What the scopes of an owner have in common is kept once.
+        self.owner_mark, block, self.failure_mark, picture = map(
+            sys.intern, (f"m:o:{owner}", f"b:o:{owner}", f"f:o:{owner}", f"O:{owner}")
+        )
         wide = scope.repositories is None
         names = () if scope.repositories is None else scope.repositories
         self.marks: tuple[str, ...] = (
             "m:all",
-            f"m:o:{owner}",
+            self.owner_mark,
             *((f"m:w:{owner}",) if wide else (f"m:r:{name}" for name in names)),
         )
         self.blocks: tuple[str, ...] = (
-            f"b:o:{owner}",
+            block,
             *((f"b:w:{owner}",) if wide else (f"b:r:{name}" for name in names)),
         )
-        self.failure_mark = f"f:o:{owner}"
         self.fields = (*self.marks, *self.blocks, self.failure_mark)
-        self.owner_mark = self.marks[1]
-        self.strings = (f"T:{scope.id}", _failure(scope), _refresh_failure(scope), f"O:{owner}")
+        self.strings = (f"T:{scope.id}", _failure(scope), _refresh_failure(scope), picture)
         self.token, self.failure, self.refresh_failure, self.owner = self.strings
 
     @staticmethod
-    @lru_cache(1024)
+    @lru_cache(512)
     def of(scope: Scope) -> "_Reach":
         return _Reach(scope)
 
@@ -1474,7 +1477,7 @@ def _parse_token(scope_id: str, plain: bytes) -> LiveToken:
         installation_id=found["installation_id"],
         expires_at=found["expires_at"],
         repositories=None if found["repositories"] is None else tuple(found["repositories"]),
-        permissions=tuple(found["permissions"]),
+        permissions=tuple(map(sys.intern, found["permissions"])),
     )
 
 

@@ -64,6 +64,8 @@ MAX_PAUSE_S: Final = 3600.0
 LIVE_GRACE_S: Final = 600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
+_CACHE_KIB: Final = 512
+"""Of each connection; the system holds the file's pages as well, and each write of another empties it."""
 _SWEEP_ROWS: Final = 500
 _WAL_ATTEMPTS: Final = 100
 _WAL_PAUSE_S: Final = 0.05
@@ -212,6 +214,7 @@ class _Thread:
         try:
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA trusted_schema=OFF")
+            connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
             if self._read_only:
                 connection.execute("PRAGMA query_only=ON")
         except BaseException:
