@@ -105,6 +105,20 @@ class _Way:
     handed: str | None = None
 
 
+class _Decided(NamedTuple):
+    """The last decision on a cached token, and all that it went by.
+
+    One snapshot answers all who asked in one turn, as if each had read alone: who asks the same of it, with
+    the same key, gets the same answer. Nothing is kept from one snapshot to the next.
+    """
+
+    issued: Issued
+    grant: Grant
+    seen: Snapshot
+    presented: PresentedKey
+    request: TokenRequest
+
+
 class HandOuts:
     """First hand-outs that are known to be stored, the last ``_HANDED_REMEMBERED`` or up to twice as many.
 
@@ -167,6 +181,7 @@ class Issuer:
         self._auditor = auditor
         self._settings = settings
         self._handed = HandOuts()
+        self._decided: _Decided | None = None
         self._strangers = Strangers()
 
     # -- who asks --------------------------------------------------------------------------------
@@ -179,20 +194,26 @@ class Issuer:
             RateLimitedError: too many such keys come from that address.
             StoreError: the store cannot tell; also for the key from the settings.
         """
-        return (await self._read(presented, None, origin))[0]
+        query = ReadQuery(presented.id)
+        return (await self._identified(presented, query, await self._read(presented, query, origin), origin))[
+            0
+        ]
 
-    async def _read(
-        self, presented: PresentedKey, scope: Scope | None, origin: Origin
-    ) -> tuple[ApiKeyRecord, Snapshot]:
-        """READ, and who it is; again if the key's record changed in that very moment."""
+    async def _read(self, presented: PresentedKey, query: ReadQuery, origin: Origin) -> Snapshot:
+        """READ; strangers wait for it."""
         if self._strangers.known:
             await self._strangers.wait(presented, origin.client_ip)
+        return await self._store.read(query)
+
+    async def _identified(
+        self, presented: PresentedKey, query: ReadQuery, seen: Snapshot, origin: Origin
+    ) -> tuple[ApiKeyRecord, Snapshot]:
+        """Return who it is; READ again if the key's record changed in that very moment."""
         try:
-            seen = await self._store.read(ReadQuery(presented.id, scope))
             try:
                 caller = self._authenticated(presented, seen)
             except OvertakenError:
-                seen = await self._store.read(ReadQuery(presented.id, scope))
+                seen = await self._store.read(query)
                 caller = self._authenticated(presented, seen)
         except InvalidApiKeyError:
             self._strangers.failed(presented, origin.client_ip)
@@ -273,8 +294,15 @@ class Issuer:
         # Only what waits for GitHub needs the request's own deadline: each verb of the store has one, and
         # a timer costs a good part of a warm request.
         way = _Way(refresh=request.refresh)
+        query = ReadQuery(presented.id, request.scope)
         for attempt in range(_ATTEMPTS):
-            caller, seen = await self._read(presented, request.scope, origin)
+            seen = await self._read(presented, query, origin)
+            if (
+                attempt == 0
+                and (known := self._decided_already(seen, presented, request, origin)) is not None
+            ):
+                return known
+            caller, seen = await self._identified(presented, query, seen, origin)
             who[:] = [caller]
             if attempt == 0 and caller.rate_limit_per_minute is not None:
                 await self._limits.take(caller)
@@ -294,19 +322,29 @@ class Issuer:
                     async with asyncio.timeout_at(until):
                         way.fresh = await self._minter.mint(grant, seen, hand)
                 continue
-            cached = token.sha256 != way.fresh
-            if cached and self._auditor.issued_again(token, grant, *origin, generation=seen.generation):
-                self._refresh_ahead(grant, token, seen)
-                return Issued(token, cached=True)
-            match await self._hand(grant, token, seen, origin, way, cached=cached):
-                case HandResult.STALE:
-                    pass
-                case HandResult.GONE:
-                    await self._store.drop_token(seen)
-                case _:
-                    self._refresh_ahead(grant, token, seen)
-                    return Issued(token, cached=cached)
+            issued = await self._released(grant, token, seen, origin, way)
+            if issued is not None:
+                if issued.cached and caller.rate_limit_per_minute is None:
+                    self._decided = _Decided(issued, grant, seen, presented, request)
+                return issued
         raise StoreUnavailableError("what this request rests on kept changing", retry_after_s=1.0)
+
+    def _decided_already(
+        self, seen: Snapshot, presented: PresentedKey, request: TokenRequest, origin: Origin
+    ) -> Issued | None:
+        """Return what another request was just given that asked the same of this very snapshot."""
+        same = self._decided
+        if (
+            same is None
+            or same.seen is not seen
+            or same.presented is not presented
+            or same.request is not request
+            or not self._auditor.issued_again(
+                same.issued.token, same.grant, *origin, generation=seen.generation
+            )
+        ):
+            return None
+        return same.issued
 
     def _granted(self, caller: ApiKeyRecord, scope: Scope, seen: Snapshot) -> Grant:
         """Return the grant: policy first, then blocks."""
@@ -363,6 +401,21 @@ class Issuer:
         left = token.expires_at - (seen.now + seen.gh_offset)
         if left < self._settings.refresh_ahead_s and not seen.refresh_failed():
             self._minter.mint_ahead(grant, seen)
+
+    async def _released(
+        self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, way: _Way
+    ) -> Issued | None:
+        """Return what is given out, recorded; None if something has changed meanwhile."""
+        cached = token.sha256 != way.fresh
+        if not cached or not self._auditor.issued_again(token, grant, *origin, generation=seen.generation):
+            match await self._hand(grant, token, seen, origin, way, cached=cached):
+                case HandResult.STALE:
+                    return None
+                case HandResult.GONE:
+                    await self._store.drop_token(seen)
+                    return None
+        self._refresh_ahead(grant, token, seen)
+        return Issued(token, cached)
 
     async def _hand(
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, way: _Way, *, cached: bool

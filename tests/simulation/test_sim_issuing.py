@@ -27,8 +27,8 @@ from broker.errors import (
 )
 from broker.issuing import tokens as issuing
 from broker.issuing.keys import KeyChange, KeyPolicy
-from broker.issuing.tokens import Origin
-from broker.model import ApiKeyRecord, Role, Target, TargetKind
+from broker.issuing.tokens import Issued, Origin, TokenRequest
+from broker.model import ApiKeyRecord, Grant, Role, Target, TargetKind
 from broker.ports import AuditEvent, CommitResult, EndKind, HandResult, Lead, ReadQuery
 
 WIDGETS = Target(TargetKind.REPOSITORY, "acme/widgets")
@@ -106,6 +106,114 @@ def test_a_cold_request_reads_again_after_the_mint(bench: Bench) -> None:
             "count": 1,
         }
         assert dt.datetime.fromisoformat(issued["expires_at"]).timestamp() == token.expires_at
+
+    bench.play(story())
+
+
+# -- requests that one snapshot answers ------------------------------------------------------------
+
+
+def test_who_asks_the_same_of_the_same_snapshot_is_decided_on_once(bench: Bench) -> None:
+    """All are counted, and told of on the log; the next snapshot is decided on anew."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        for _ in range(3):  # until their line on the log is at hand
+            await one.issue(key, "widgets")
+        request, decided = TokenRequest(scope("widgets")), 0
+        granted = one.rooms.issuer._granted
+
+        def counted(*arguments: Any) -> Grant:
+            nonlocal decided
+            decided += 1
+            return granted(*arguments)
+
+        one.rooms.issuer._granted = counted  # type: ignore[method-assign]
+        for turn in range(1, 4):
+            ids = [f"request-{turn}-{number}" for number in range(5)]
+            given = await asyncio.gather(
+                *(one.rooms.issuer.issue(key, request, Origin(each, None)) for each in ids)
+            )
+            assert len(set(given)) == 1
+            assert (decided, given[0].cached) == (turn, True)
+        await one.rooms.auditor.flush(everything=True)
+        assert sum(event["count"] for event in await one.events("token.issued")) == 3 + 15
+
+    bench.play(story())
+
+
+def test_a_snapshot_that_answers_many_tells_keys_and_questions_apart(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        for _ in range(3):
+            first = (await one.issue(key, "widgets")).token
+        wrong = PresentedKey(key.id, "0" * 64)
+        plain, anew = TokenRequest(scope("widgets")), TokenRequest(scope("widgets"), refresh=True)
+        longer = TokenRequest(scope("widgets"), min_ttl_s=3300)
+        await asyncio.sleep(600)
+        for _ in range(3):
+            await one.issue(key, "widgets")
+        answers = await asyncio.gather(
+            *(
+                one.rooms.issuer.issue(who, what, ORIGIN)
+                for who, what in [
+                    (key, plain), (wrong, plain), (key, plain), (key, anew), (key, longer)
+                ]
+            ),
+            return_exceptions=True,
+        )  # fmt: skip
+        assert [getattr(one, "token", type(one)) for one in answers[:3]] == [first, InvalidApiKeyError, first]
+        refreshed, long_lived = answers[3:5]
+        assert isinstance(refreshed, Issued)
+        assert isinstance(long_lived, Issued)
+        assert refreshed.token == long_lived.token != first
+
+    bench.play(story())
+
+
+def test_a_limit_counts_each_of_those_who_ask_the_same_of_one_snapshot(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*", limit=40)
+        request = TokenRequest(scope("widgets"))
+        given = 3
+        for _ in range(3):
+            await one.rooms.issuer.issue(key, request, ORIGIN)
+        for _ in range(12):
+            answers = await asyncio.gather(
+                *(one.rooms.issuer.issue(key, request, ORIGIN) for _ in range(5)), return_exceptions=True
+            )
+            given += sum(isinstance(each, Issued) for each in answers)
+        assert given == 40
+
+    bench.play(story())
+
+
+def test_who_waited_for_a_mint_is_told_so_whoever_read_beside_it(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+        request, go_on = TokenRequest(scope("widgets")), asyncio.Event()
+        reads = 0
+
+        async def late(query: ReadQuery) -> Any:
+            nonlocal reads
+            if query.key_id is not None and (reads := reads + 1) == 2:
+                await go_on.wait()
+            return await one.sealed.read(query)
+
+        one.store_does(read=late)
+        waited = asyncio.create_task(one.rooms.issuer.issue(key, request, ORIGIN))
+        await asyncio.sleep(2)
+        assert reads == 2
+        for _ in range(3):
+            assert (await one.rooms.issuer.issue(key, request, ORIGIN)).cached is True
+        beside = asyncio.create_task(one.rooms.issuer.issue(key, request, ORIGIN))
+        go_on.set()
+        assert ((await beside).cached, (await waited).cached) == (True, False)
+        assert (await beside).token == (await waited).token
 
     bench.play(story())
 
