@@ -8,6 +8,7 @@ mint comes back to READ, so no token leaves on a decision that is older than the
 import asyncio
 import contextlib
 from base64 import b64decode
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -96,6 +97,7 @@ class _Way:
         fresh: SHA-256 of a token that was minted while this request waited.
         handed: SHA-256 of a token whose first hand-out to the key was stored for this request while the
             token itself was stored; nothing has left yet.
+        waits: for a mint.
     """
 
     refresh: bool
@@ -103,6 +105,16 @@ class _Way:
     through_gate: bool = False
     fresh: str | None = None
     handed: str | None = None
+    waits: bool = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait for a mint: it goes on if the request ends."""
+        self.waits = True
+        try:
+            yield
+        finally:
+            self.waits = False
 
 
 class _Decided(NamedTuple):
@@ -318,13 +330,13 @@ class Issuer:
                 token = await self._unless_refreshed(token, request.scope, way)
             if token is None:
                 hand = partial(self._hand_early, grant, seen, origin, way)
-                with contextlib.suppress(OvertakenError):
+                with contextlib.suppress(OvertakenError), way.waiting():
                     async with asyncio.timeout_at(until):
                         way.fresh = await self._minter.mint(grant, seen, hand)
                 continue
             issued = await self._released(grant, token, seen, origin, way)
             if issued is not None:
-                if issued.cached and caller.rate_limit_per_minute is None:
+                if attempt == 0 and caller.rate_limit_per_minute is None:
                     self._decided = _Decided(issued, grant, seen, presented, request)
                 return issued
         raise StoreUnavailableError("what this request rests on kept changing", retry_after_s=1.0)
@@ -421,13 +433,12 @@ class Issuer:
         self, grant: Grant, token: LiveToken, seen: Snapshot, origin: Origin, way: _Way, *, cached: bool
     ) -> HandResult:
         event = _hand_out(grant, token, origin, cached=cached)
-        result = HandResult.AGAIN
-        if way.handed == token.sha256:
-            result = HandResult.FIRST
-        elif not self._handed.holds(token, grant, seen):
+        if not self._handed.holds(token, grant, seen):
             result = await self._hand_over(grant, token, seen, event)
             if result in {HandResult.STALE, HandResult.GONE}:
                 return result
+        else:
+            result = HandResult.FIRST if way.handed == token.sha256 else HandResult.AGAIN
         self._auditor.issued(event, first=result is HandResult.FIRST, generation=seen.generation)
         return result
 
@@ -437,8 +448,10 @@ class Issuer:
         """HAND a token that is about to be stored, for the request that had it minted: one turn for both.
 
         It goes by the decision before the mint, and so is refused if anything has narrowed since. The token
-        leaves after another READ only, like any other.
+        leaves after another READ only, like any other; not at all if the request has ended meanwhile.
         """
+        if not way.waits:
+            return
         event = _hand_out(grant, token, origin, cached=False)
         if await self._hand_over(grant, token, seen, event) is HandResult.FIRST:
             way.handed = token.sha256

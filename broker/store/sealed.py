@@ -12,7 +12,6 @@ import contextlib
 import json
 import logging
 import secrets
-import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -1180,6 +1179,18 @@ def _again(event: AuditEvent) -> AuditEvent:
     return replace(event, reason=reason[:MAX_TEXT])
 
 
+@lru_cache(512)
+def _owner_names(owner: str) -> tuple[str, str, str, str]:
+    """Return what the scopes of an owner share: its mark, block, mark of failures, and picture."""
+    return f"m:o:{owner}", f"b:o:{owner}", f"f:o:{owner}", f"O:{owner}"
+
+
+@lru_cache(512)
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first of equal tuples: thousands of tokens have the same few permissions."""
+    return names
+
+
 class _Reach:
     """The fields of the state that can end a token of a scope, and the strings that hold it."""
 
@@ -1200,10 +1211,7 @@ class _Reach:
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         owner = scope.owner
-        # What the scopes of an owner have in common is kept once.
-        self.owner_mark, block, self.failure_mark, picture = map(
-            sys.intern, (f"m:o:{owner}", f"b:o:{owner}", f"f:o:{owner}", f"O:{owner}")
-        )
+        self.owner_mark, block, self.failure_mark, picture = _owner_names(owner)
         wide = scope.repositories is None
         names = () if scope.repositories is None else scope.repositories
         self.marks: tuple[str, ...] = (
@@ -1477,7 +1485,7 @@ def _parse_token(scope_id: str, plain: bytes) -> LiveToken:
         installation_id=found["installation_id"],
         expires_at=found["expires_at"],
         repositories=None if found["repositories"] is None else tuple(found["repositories"]),
-        permissions=tuple(map(sys.intern, found["permissions"])),
+        permissions=_once(tuple(found["permissions"])),
     )
 
 

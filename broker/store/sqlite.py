@@ -2,9 +2,10 @@
 
 Two connections a process, each on its own thread. The reader answers all that a loop turn asked for
 in one transaction; the writer drains its queue into one ``BEGIN IMMEDIATE`` transaction (group
-commit, ``synchronous=FULL``), each verb in a savepoint of its own. Only leases and counters do not
-wait for the disk: whoever held one ends with the machine. A reader that begins after a commit sees
-it, in every process of the host. Time is the host's and is passed into every statement.
+commit, ``synchronous=FULL``), each verb in a savepoint of its own. Only leases and the counters of
+a minute do not wait for the disk: who held a lease ends with the machine, and after a loss of power
+a minute's limits may begin anew. A reader that begins after a commit sees it, in every process of
+the host. Time is the host's and is passed into every statement.
 """
 
 import asyncio

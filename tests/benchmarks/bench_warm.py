@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +20,7 @@ from bench_stage import HERE, STORES, Size, cpu_s, measure, middle, pin, script,
 from harness import Service, World, bearer, clean_environment
 from servers import free_port
 
+SCOPES = 200
 Found = dict[tuple[str, int], list[dict[str, Any]]]
 
 
@@ -68,6 +69,13 @@ def warm(folder: Path, size: Size) -> Table:
                 assert service.process is not None
                 client = redis.Redis.from_url(world.store_url) if name == "redis" else None
                 targets[name] = Target(service.port, service.process.pid, (key, "acme/widgets"), client)
+            # Many questions at once: hardly any two of one read are the same.
+            for number in range(SCOPES):
+                world.github.add_repository(f"acme/warm-{number}")
+                warm_up(services[store], key, f"acme/warm-{number}")
+            targets[f"{store}, {SCOPES} scopes"] = replace(
+                targets[store], arguments=(key, "acme/warm-{}", str(SCOPES))
+            )
             raw[store] = (world.store_url, urlsplit(world.server.url).netloc, key[5:17])
         for _ in range(size.rounds):
             for connections in size.connections:
@@ -107,10 +115,10 @@ def one_call_on(world: World) -> Service:
     return service
 
 
-def warm_up(service: Service, key: str) -> None:
+def warm_up(service: Service, key: str, repository: str = "acme/widgets") -> None:
     for _ in range(2):
         answer = httpx.post(
-            f"{service.url}/v1/github/token", json={"repositories": ["acme/widgets"]}, headers=bearer(key)
+            f"{service.url}/v1/github/token", json={"repositories": [repository]}, headers=bearer(key)
         )
         assert answer.status_code == 200, answer.text
 

@@ -173,6 +173,43 @@ def test_a_snapshot_that_answers_many_tells_keys_and_questions_apart(bench: Benc
     bench.play(story())
 
 
+def test_what_a_refresh_was_given_in_the_end_says_nothing_to_one_that_begins(bench: Bench) -> None:
+    """The first waited, and takes what was minted meanwhile; the second says that this one is bad."""
+
+    async def story() -> None:
+        one, two = await bench.process(), await bench.process()
+        key = await one.key("acme/*")
+        await one.issue(key, "widgets")
+        await asyncio.sleep(TTL_S + 3600)
+        anew, plain, go_on = (
+            TokenRequest(scope("widgets"), refresh=True),
+            TokenRequest(scope("widgets")),
+            asyncio.Event(),
+        )
+        reads = 0
+
+        async def late(query: ReadQuery) -> Any:
+            nonlocal reads
+            if query.key_id is not None and (reads := reads + 1) == 2:
+                await go_on.wait()
+            return await one.sealed.read(query)
+
+        one.store_does(read=late)
+        first = asyncio.create_task(one.rooms.issuer.issue(key, anew, ORIGIN))
+        await asyncio.sleep(2)
+        assert reads == 2
+        meanwhile = (await two.issue(key, "widgets")).token
+        for _ in range(3):
+            assert (await one.rooms.issuer.issue(key, plain, ORIGIN)).token == meanwhile
+        go_on.set()
+        await asyncio.sleep(0)
+        second = asyncio.create_task(one.rooms.issuer.issue(key, anew, ORIGIN))
+        assert (await first).token == meanwhile
+        assert (await second).token != meanwhile
+
+    bench.play(story())
+
+
 def test_a_limit_counts_each_of_those_who_ask_the_same_of_one_snapshot(bench: Bench) -> None:
     async def story() -> None:
         one = await bench.process()
@@ -266,6 +303,70 @@ def test_a_hand_out_that_was_not_stored_with_its_token_is_stored_afterwards(
         (issued,) = await one.events("token.issued")
         assert (issued["count"], issued["cached"]) == (1, False)
         assert (one.asked("mint"), calls(one, "drop_token")) == (1, 0)
+
+    bench.play(story())
+
+
+def test_a_hand_out_that_the_store_may_have_lost_is_stored_again(bench: Bench) -> None:
+    """The store was found to have gone back, say, between a token's COMMIT and the READ after it."""
+
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+
+        async def and_lose(*arguments: Any, **named: Any) -> CommitResult:
+            done = await one.sealed.commit(*arguments, **named)
+            await asyncio.sleep(0.5)
+            assert len(await one.events("token.issued")) == 1
+            one.sealed._generation += 1
+            return done
+
+        one.store_does(commit=and_lose)
+        await one.issue(key, "widgets")
+        assert calls(one, "hand") == 2
+
+    bench.play(story())
+
+
+def test_a_request_that_ends_before_its_mint_was_handed_nothing(bench: Bench) -> None:
+    """The mint goes on, and the next request has its token."""
+
+    async def story() -> None:
+        one = await bench.process()
+        with_settings(one, timeout_s=1.0)
+        key = await one.key("acme/*")
+        mint = one.line._inner.mint
+
+        async def slowly(*arguments: Any, **named: Any) -> Any:
+            await asyncio.sleep(3)
+            return await mint(*arguments, **named)
+
+        one.github_does(mint=slowly)
+        assert isinstance(await one.refused(key, "widgets"), GitHubTimeoutError)
+        await asyncio.sleep(5)
+        assert (calls(one, "commit"), calls(one, "hand")) == (1, 0)
+        assert await one.events("token.issued") == []
+        assert (await one.issue(key, "widgets")).cached is True
+        assert one.asked("mint") == 1
+
+    bench.play(story())
+
+
+def test_a_token_whose_commit_was_not_heard_of_is_not_revoked(bench: Bench) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        key = await one.key("acme/*")
+
+        async def unheard(*arguments: Any, **named: Any) -> CommitResult:
+            await one.sealed.commit(*arguments, **named)
+            raise StoreUnavailableError("no answer")
+
+        one.store_does(commit=unheard)
+        assert isinstance(await one.refused(key, "widgets"), StoreUnavailableError)
+        await asyncio.sleep(30)
+        (token,) = bench.github.minted.values()
+        assert bench.github.alive(token)
+        assert (await one.issue(key, "widgets")).token.sha256 == token.sha
 
     bench.play(story())
 

@@ -159,6 +159,12 @@ async def test_only_leases_and_counters_do_not_wait_for_the_disk(backend: Sqlite
     assert await level(backend.pause("app", 5.0)) == "FULL"
     assert await level(backend.release("job:sweep", "n")) == "NORMAL"
 
+    for durable in (True, False, True):  # what is said is so, also where SQLite has prepared it before
+        (in_force,) = await backend._write(
+            lambda db, _: db.execute("PRAGMA synchronous").fetchone(), durable=durable
+        )
+        assert in_force == (2 if durable else 1)
+
     gate = threading.Event()
     writer = backend._writer
     assert writer is not None
