@@ -207,9 +207,9 @@ class Issuer:
             StoreError: the store cannot tell; also for the key from the settings.
         """
         query = ReadQuery(presented.id)
-        return (await self._identified(presented, query, await self._read(presented, query, origin), origin))[
-            0
-        ]
+        seen = await self._read(presented, query, origin)
+        caller, _ = await self._identified(presented, query, seen, origin)
+        return caller
 
     async def _read(self, presented: PresentedKey, query: ReadQuery, origin: Origin) -> Snapshot:
         """READ; strangers wait for it."""
