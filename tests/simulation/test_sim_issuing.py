@@ -59,6 +59,20 @@ def with_settings(process: Process, **settings: Any) -> None:
     issuer._settings = replace(issuer._settings, **settings)
 
 
+def second_read_waits(process: Process) -> asyncio.Event:
+    """Hold back the second READ with a key, until the event comes that is returned."""
+    go_on, reads = asyncio.Event(), 0
+
+    async def late(query: ReadQuery) -> Any:
+        nonlocal reads
+        if query.key_id is not None and (reads := reads + 1) == 2:
+            await go_on.wait()
+        return await process.sealed.read(query)
+
+    process.store_does(read=late)
+    return go_on
+
+
 # -- what a request costs --------------------------------------------------------------------------
 
 
@@ -181,23 +195,10 @@ def test_what_a_refresh_was_given_in_the_end_says_nothing_to_one_that_begins(ben
         key = await one.key("acme/*")
         await one.issue(key, "widgets")
         await asyncio.sleep(TTL_S + 3600)
-        anew, plain, go_on = (
-            TokenRequest(scope("widgets"), refresh=True),
-            TokenRequest(scope("widgets")),
-            asyncio.Event(),
-        )
-        reads = 0
-
-        async def late(query: ReadQuery) -> Any:
-            nonlocal reads
-            if query.key_id is not None and (reads := reads + 1) == 2:
-                await go_on.wait()
-            return await one.sealed.read(query)
-
-        one.store_does(read=late)
+        anew, plain = TokenRequest(scope("widgets"), refresh=True), TokenRequest(scope("widgets"))
+        go_on = second_read_waits(one)
         first = asyncio.create_task(one.rooms.issuer.issue(key, anew, ORIGIN))
         await asyncio.sleep(2)
-        assert reads == 2
         meanwhile = (await two.issue(key, "widgets")).token
         for _ in range(3):
             assert (await one.rooms.issuer.issue(key, plain, ORIGIN)).token == meanwhile
@@ -232,19 +233,10 @@ def test_who_waited_for_a_mint_is_told_so_whoever_read_beside_it(bench: Bench) -
     async def story() -> None:
         one = await bench.process()
         key = await one.key("acme/*")
-        request, go_on = TokenRequest(scope("widgets")), asyncio.Event()
-        reads = 0
-
-        async def late(query: ReadQuery) -> Any:
-            nonlocal reads
-            if query.key_id is not None and (reads := reads + 1) == 2:
-                await go_on.wait()
-            return await one.sealed.read(query)
-
-        one.store_does(read=late)
+        request, go_on = TokenRequest(scope("widgets")), second_read_waits(one)
         waited = asyncio.create_task(one.rooms.issuer.issue(key, request, ORIGIN))
         await asyncio.sleep(2)
-        assert reads == 2
+        assert one.asked("mint") == 1
         for _ in range(3):
             assert (await one.rooms.issuer.issue(key, request, ORIGIN)).cached is True
         beside = asyncio.create_task(one.rooms.issuer.issue(key, request, ORIGIN))
@@ -540,20 +532,11 @@ def test_a_refresh_that_waited_for_the_installation_takes_what_was_minted_meanwh
         key = await one.key("acme/*")
         first = (await one.issue(key, "widgets")).token
         await asyncio.sleep(TTL_S + 3600)  # the token has expired, and what is known of the owner is old
-        reads = 0
-
-        async def late(*arguments: Any, **named: Any) -> Any:
-            nonlocal reads
-            reads += 1
-            if reads == 2:
-                await asyncio.sleep(2)
-            return await one.sealed.read(*arguments, **named)
-
-        one.store_does(read=late)
-        refreshed, plain = await asyncio.gather(
-            one.issue(key, "widgets", refresh=True), two.issue(key, "widgets")
-        )
-        assert refreshed.token == plain.token != first
+        go_on = second_read_waits(one)
+        waited = asyncio.create_task(one.issue(key, "widgets", refresh=True))
+        plain = await two.issue(key, "widgets")
+        go_on.set()
+        assert (await waited).token == plain.token != first
         assert one.asked("mint") + two.asked("mint") == 2
 
     bench.play(story())
