@@ -298,6 +298,8 @@ def run(*, serve: bool) -> None:
     """
     if shutil.which("git") is None:
         raise DemoError("git is not on PATH; the demo clones a repository with it")
+    # However it is told to end, the service that it started ends with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="broker-demo-") as name, EmulatedGitHub() as github:
         folder = Path(name)
         app = github.add_app(permissions={"contents": "read", "metadata": "read"})

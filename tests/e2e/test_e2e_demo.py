@@ -2,10 +2,12 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from harness import SCRIPTS, clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +52,10 @@ def test_the_printed_lines_are_pasted(tmp_path: Path) -> None:
         assert said == [f"status {n}" for n in (0, 0, 0, 0, 1, 0, 3)], done.stdout + done.stderr
         assert "ghs_" in done.stdout
         assert "Cloning into" in done.stderr
+        demo.send_signal(signal.SIGTERM)
+        demo.wait(40)
+        with pytest.raises(OSError, match="refused"):  # the service that it started has ended too
+            socket.create_connection(("127.0.0.1", int(lines[0].rpartition(":")[2])), timeout=5)
     finally:
         if demo.poll() is None:
             demo.send_signal(signal.SIGINT)
