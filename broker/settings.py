@@ -423,11 +423,11 @@ def unknown_variables() -> list[str]:
     known |= {"BROKER_API_URL", "BROKER_API_KEY", "BROKER_API_KEY_FILE", "BROKER_CA_FILE"}
     known |= {"BROKER_ALLOW_INSECURE"}
     lines = []
-    import difflib  # noqa: PLC0415 - memory that a process which serves has no use for
-
     for name in sorted({*os.environ, *_dotenv()}):  # noqa: TID251 - this is the reader
         if name.startswith(PREFIX) and name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            from difflib import get_close_matches  # noqa: PLC0415 - memory for what is seldom needed
+
+            close = get_close_matches(name, known, n=1)
             lines.append(f"{name} is not a setting" + (f"; is {close[0]} meant?" if close else ""))
     return lines
 
