@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from broker.errors import StoreLostError, StoreUnavailableError
-from broker.store.backend import KeyWriteArgs, Row, Want
+from broker.store.backend import CommitArgs, EndArgs, KeyWriteArgs, Row, Want
 from broker.store.sqlite import MIGRATIONS, SqliteBackend
 
 STATE = {"id": b"one", "schema": b"1", "epoch": b"1", "gh_offset": b"0", "dk:1:ff": b"w"}
@@ -155,8 +155,32 @@ async def test_only_leases_and_counters_do_not_wait_for_the_disk(backend: Sqlite
         backend.take("A:rate", chunk=1, limit=10),
     ):
         assert await level(quick) == "NORMAL"
-    assert await level(backend.write_key(write("A"))) == "FULL"
-    assert await level(backend.pause("app", 5.0)) == "FULL"
+    lasting = Row("token.minted", "{}")
+    for slow in (
+        backend.commit(
+            CommitArgs(
+                store_id=b"one",
+                scope="s",
+                owner="acme",
+                nonce="n",
+                epoch=1,
+                marks=(),
+                blocks=(),
+                blob=b"b",
+                sha="sha",
+                expires_at=time.time() + 3600,
+                gh_offset=None,
+                audit=lasting,
+            )
+        ),
+        backend.hand(store_id=b"one", epoch=1, sha="sha", key_id="A", audit=lasting),
+        backend.write_key(write("A")),
+        backend.end(EndArgs(store_id=b"one", marks=("m:all",), audit=lasting)),
+        backend.append(b"one", [lasting]),
+        backend.pause("app", 5.0),
+        backend.fail(scope="s", nonce="n", failure="F:s", value=b"1:{}", cooldown_s=5.0),
+    ):
+        assert await level(slow) == "FULL"
     assert await level(backend.release("job:sweep", "n")) == "NORMAL"
 
     for durable in (True, False, True):  # what is said is so, also where SQLite has prepared it before
