@@ -44,7 +44,7 @@ def parse_time(text: str, *, field: str) -> float:
     raise InvalidRequestError(public=f"{field}: write a time such as 2026-11-22T10:00:00Z.")
 
 
-@lru_cache(512)
+@lru_cache(256)
 def rfc3339(unix_s: float) -> str:
     """Return Unix seconds as RFC 3339 UTC, to the second."""
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -106,7 +106,7 @@ def authorize(caller: ApiKeyRecord, scope: Scope, *, allowed_owners: frozenset[s
     return Grant(caller.id, caller.name, scope)
 
 
-@lru_cache(512)
+@lru_cache(256)
 def _covered(patterns: tuple[str, ...], permissions: tuple[str, ...], scope: Scope) -> None:
     """Return if a policy covers all of ``scope``; the same question has the same answer.
 

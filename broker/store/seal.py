@@ -27,7 +27,7 @@ _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _HEADER_BYTES: Final = 3
 _TAG_BYTES: Final = 16
-_OPENED: Final = 512
+_OPENED: Final = 256
 """So many opened entries of each kind are remembered. One with a token takes about 2 KiB."""
 
 Opened = TypeVar("Opened")

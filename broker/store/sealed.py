@@ -1179,13 +1179,13 @@ def _again(event: AuditEvent) -> AuditEvent:
     return replace(event, reason=reason[:MAX_TEXT])
 
 
-@lru_cache(512)
+@lru_cache(256)
 def _owner_names(owner: str) -> tuple[str, str, str, str]:
     """Return what the scopes of an owner share: its mark, block, mark of failures, and picture."""
     return f"m:o:{owner}", f"b:o:{owner}", f"f:o:{owner}", f"O:{owner}"
 
 
-@lru_cache(512)
+@lru_cache(256)
 def _once(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first of equal tuples: thousands of tokens have the same few permissions."""
     return names
@@ -1228,7 +1228,7 @@ class _Reach:
         self.token, self.failure, self.refresh_failure, self.owner = self.strings
 
     @staticmethod
-    @lru_cache(512)
+    @lru_cache(256)
     def of(scope: Scope) -> "_Reach":
         return _Reach(scope)
 

@@ -33,7 +33,7 @@ NO_STORE: Final = {"cache-control": "no-store"}
 _SECRETS_FROM: Final = 24
 """No secret of this product is shorter, most names of repositories are."""
 
-_REMEMBERED: Final = 512
+_REMEMBERED: Final = 256
 _REMEMBERED_BYTES: Final = 1024
 """So many bodies are remembered, and no longer ones."""
 
