@@ -539,10 +539,8 @@ class GitHubClient:
     def _remember(self, token: Secret) -> None:
         """Remember when a token was minted, while a 401 may still mean that GitHub does not know it yet."""
         now = asyncio.get_running_loop().time()
-        for digest, at in list(self._minted_at.items()):
-            if now - at < YOUNG_TOKEN_S:
-                break
-            del self._minted_at[digest]
+        while self._minted_at and now - next(iter(self._minted_at.values())) >= YOUNG_TOKEN_S:
+            del self._minted_at[next(iter(self._minted_at))]
         self._minted_at[_digest(token)] = now
 
     def _is_young(self, token: Secret) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -380,6 +381,7 @@ def sendable(token: Secret) -> bool:
 # --- replies -------------------------------------------------------------------------------------
 
 
+@lru_cache(16)
 def parse_http_date(text: str) -> float | None:
     """Return an HTTP date as Unix seconds, or None."""
     try:

@@ -40,20 +40,28 @@ SWEEP_FROM: Final = 100
 async def kept(store: Store, lead: Lead) -> AsyncIterator[Callable[[], bool]]:
     """Renew ``lead`` while the block runs; the value tells whether it is still ours."""
     ours = True
+    renewing: asyncio.Task[None] | None = None
 
     async def renew() -> None:
         nonlocal ours
         while ours:
-            await asyncio.sleep(RENEW_S)
             with contextlib.suppress(StoreError):
                 ours = await store.renew(lead)
+            await asyncio.sleep(RENEW_S)
 
-    task = asyncio.create_task(renew(), name="lease-renewal")
+    def begin() -> None:
+        nonlocal renewing
+        renewing = asyncio.create_task(renew(), name="lease-renewal")
+
+    # Most blocks end before: what they need is a timer, not a task.
+    timer = asyncio.get_running_loop().call_later(RENEW_S, begin)
     try:
         yield lambda: ours
     finally:
-        task.cancel()
-        await asyncio.wait([task])  # awaiting the task itself could swallow a cancellation of our own
+        timer.cancel()
+        if renewing is not None:
+            renewing.cancel()
+            await asyncio.wait([renewing])  # awaiting it could swallow a cancellation of our own
 
 
 class Installations:

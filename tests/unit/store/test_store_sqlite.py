@@ -99,6 +99,42 @@ async def test_an_interrupt_hits_only_who_is_late(backend: SqliteBackend) -> Non
     assert await running == 7
 
 
+async def test_what_is_written_in_one_turn_of_the_loop_is_one_transaction(backend: SqliteBackend) -> None:
+    said: list[str] = []
+    await backend._write(lambda db, _: db.set_trace_callback(said.append))
+
+    async def transactions(count: int) -> list[int]:
+        said.clear()
+        rows = [Row("token.minted", f'{{"number": {number}}}') for number in range(count)]
+        await asyncio.gather(*(backend.append(b"one", [row]) for row in rows))
+        turns = " ".join(said).split("BEGIN IMMEDIATE")[1:]
+        assert all(turn.count("COMMIT") == 1 for turn in turns)
+        return [turn.count("INTO audit") for turn in turns]
+
+    for count in (1, 2, 100):
+        assert await transactions(count) == [count]
+    many = await transactions(1000)  # no other process waits for all of these
+    assert sum(many) == 1000
+    assert max(many) <= 256
+
+    writer = backend._writer
+    assert writer is not None
+    said.clear()
+    first = writer.submit(lambda db: db.execute("SELECT 'first'"))
+    time.sleep(0.05)  # noqa: ASYNC251 - the thread could begin now, if it were told already
+    await asyncio.gather(first, writer.submit(lambda db: db.execute("SELECT 'second'")))
+    assert " ".join(said).count("BEGIN IMMEDIATE") == 1
+
+
+async def test_what_was_asked_before_the_end_is_written(backend: SqliteBackend) -> None:
+    writer = backend._writer
+    assert writer is not None
+    asyncio.get_running_loop().call_soon(time.sleep, 0.1)  # the thread could end before the next turn
+    asked = [writer.submit(lambda db: db.execute("SELECT 7").fetchone()) for _ in range(300)]
+    await writer.stop()
+    assert await asyncio.wait_for(asyncio.gather(*asked), 5) == [(7,)] * 300
+
+
 async def test_one_verb_that_fails_undoes_no_other(backend: SqliteBackend) -> None:
     """They share a transaction, each in a savepoint of its own."""
 
