@@ -14,6 +14,7 @@ from broker.errors import (
 )
 from broker.issuing import ending
 from broker.issuing.ending import Actor, Outcome
+from broker.issuing.installations import kept
 from broker.model import Secret, Target, TargetKind, token_sha256
 from broker.ports import Doomed, EndKind
 
@@ -511,6 +512,32 @@ def test_a_lease_that_is_lost_ends_the_work(bench: Bench) -> None:
         one.github_does(revoke=failing(GitHubUnavailableError("500")))
         await one.rooms.ender._work_off_once()
         assert one.asked("revoke") == 1
+
+    bench.play(story())
+
+
+@pytest.mark.parametrize(("lasts_s", "at"), [(1.0, []), (1.6, [1.5]), (5.0, [1.5, 3.0, 4.5])])
+def test_a_lease_is_renewed_while_its_block_runs_and_not_after(
+    bench: Bench, lasts_s: float, at: list[float]
+) -> None:
+    async def story() -> None:
+        one = await bench.process()
+        lead = await one.store.lease("job:story")
+        assert lead is not None
+        now = asyncio.get_running_loop().time
+        began, renewed = now(), []
+
+        async def renew(_: object) -> bool:
+            renewed.append(round(now() - began, 3))
+            return True
+
+        one.store_does(renew=renew)
+        async with kept(one.store, lead) as ours:
+            await asyncio.sleep(lasts_s)
+            assert ours()
+        assert not [task for task in asyncio.all_tasks() if task.get_name() == "lease-renewal"]
+        await asyncio.sleep(5)
+        assert renewed == at
 
     bench.play(story())
 
