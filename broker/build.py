@@ -11,6 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, clear_overloads
@@ -479,11 +480,11 @@ def build_app(broker: Broker) -> ASGIApp:
         return broker.life.draining
 
     probes = Probes(broker.store, broker.github, can_sign, draining=draining)
-    described = json_response(document()).body  # once: it is long, and anyone may ask for it
+    described = cache(lambda: json_response(document()).body)  # once (25 ms): anyone may ask for it
 
     async def openapi(request: Request) -> Response:
         del request
-        return Response(described, media_type="application/json")
+        return Response(described(), media_type="application/json")
 
     @asynccontextmanager
     async def lifespan(app: Router) -> AsyncIterator[None]:

@@ -42,6 +42,12 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
+class _Described(_Strict):
+    """What is answered: for the description only, so that no validator is made at start."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
 class TokenBody(_Strict):
     """``POST /v1/github/token``: repositories of one owner, or all that an owner's installation reaches."""
 
@@ -66,7 +72,7 @@ class TokenBody(_Strict):
     host: Annotated[str, Field(description="refused if it is not the host that this broker serves")] = ""
 
 
-class TokenAnswer(_Strict):
+class TokenAnswer(_Described):
     """A token. It ends by itself at ``expires_at``."""
 
     token: str
@@ -84,19 +90,19 @@ class PrefectTokenBody(_Strict):
     repository: Annotated[str, Field(description="without its owner", examples=["widgets"])]
 
 
-class PrefectTokenAnswer(_Strict):
+class PrefectTokenAnswer(_Described):
     """A token for that repository."""
 
     token: str
 
 
-class PrefectRepositoriesAnswer(_Strict):
+class PrefectRepositoriesAnswer(_Described):
     """All of them, as ``owner/repo``; that client knows no pages."""
 
     repositories: list[str]
 
 
-class RepositoryAnswer(_Strict):
+class RepositoryAnswer(_Described):
     """A repository that the caller may ask for."""
 
     full_name: str
@@ -106,14 +112,14 @@ class RepositoryAnswer(_Strict):
     installation_id: int
 
 
-class RepositoriesAnswer(_Strict):
+class RepositoriesAnswer(_Described):
     """A page of repositories; it may be short and still have a cursor."""
 
     repositories: list[RepositoryAnswer]
     next_cursor: str | None
 
 
-class KeyAnswer(_Strict):
+class KeyAnswer(_Described):
     """A key's record, without its hash."""
 
     id: str
@@ -129,7 +135,7 @@ class KeyAnswer(_Strict):
     rate_limit_per_minute: int | None
 
 
-class BrokerAnswer(_Strict):
+class BrokerAnswer(_Described):
     """What a client has to know of the broker to set itself up."""
 
     version: str
@@ -224,21 +230,21 @@ class NewKeyAnswer(KeyAnswer):
     key: str
 
 
-class KeysAnswer(_Strict):
+class KeysAnswer(_Described):
     """A page of keys, in order of their creation."""
 
     keys: list[KeyAnswer]
     next_cursor: str | None
 
 
-class RemainingAnswer(_Strict):
+class RemainingAnswer(_Described):
     """A token that still lives."""
 
     token_sha256: str
     expires_at: str
 
 
-class RevocationAnswer(_Strict):
+class RevocationAnswer(_Described):
     """What became of the tokens in reach; those that remain are worked off until dead or expired."""
 
     revoked: int
@@ -247,7 +253,7 @@ class RevocationAnswer(_Strict):
     remaining: Annotated[list[RemainingAnswer], Field(description="at most 100")]
 
 
-class BlockAnswer(_Strict):
+class BlockAnswer(_Described):
     """A block of an owner, or of one repository."""
 
     owner: str
@@ -257,21 +263,21 @@ class BlockAnswer(_Strict):
     created_at: str
 
 
-class BlocksAnswer(_Strict):
+class BlocksAnswer(_Described):
     """A page of blocks: owners first, then repositories, in order of their names."""
 
     blocks: list[BlockAnswer]
     next_cursor: str | None
 
 
-class AppAnswer(_Strict):
+class AppAnswer(_Described):
     """The app."""
 
     id: int
     slug: str
 
 
-class InstallationAnswer(_Strict):
+class InstallationAnswer(_Described):
     """The app on one owner, as GitHub last told."""
 
     id: int
@@ -287,14 +293,14 @@ class InstallationAnswer(_Strict):
     blocked_reason: Annotated[str | None, Field(description="null if tokens are issued")]
 
 
-class InstallationsAnswer(_Strict):
+class InstallationsAnswer(_Described):
     """A page of installations, in order of their owners' names."""
 
     installations: list[InstallationAnswer]
     next_cursor: str | None
 
 
-class SyncAnswer(_Strict):
+class SyncAnswer(_Described):
     """How many installations were found to be what."""
 
     unchanged: int
@@ -305,6 +311,8 @@ class SyncAnswer(_Strict):
 
 class EventAnswer(BaseModel):
     """An audit event; which further fields it has depends on what happened."""
+
+    model_config = ConfigDict(defer_build=True)
 
     id: str
     time: str
@@ -325,7 +333,7 @@ class EventAnswer(BaseModel):
     reason: str | None = None
 
 
-class AuditAnswer(_Strict):
+class AuditAnswer(_Described):
     """A page of audit events; it may be short and still have a cursor.
 
     With `order=asc` the cursor is there even on the last page, for following: no events and the cursor
@@ -336,20 +344,20 @@ class AuditAnswer(_Strict):
     next_cursor: str | None
 
 
-class WebhookAnswer(_Strict):
+class WebhookAnswer(_Described):
     """What became of a delivery: ``accepted``, ``ignored`` (nothing to forget) or ``duplicate``."""
 
     status: str
 
 
-class ReadyAnswer(_Strict):
+class ReadyAnswer(_Described):
     """What the background knows of the parts."""
 
     status: str
     checks: dict[str, str]
 
 
-class ProblemAnswer(_Strict):
+class ProblemAnswer(_Described):
     """RFC 9457; ``code`` is the stable word."""
 
     type: str
