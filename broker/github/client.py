@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import takewhile
 from typing import Final, Self, TypeVar
 
 import httpx
@@ -539,8 +540,9 @@ class GitHubClient:
     def _remember(self, token: Secret) -> None:
         """Remember when a token was minted, while a 401 may still mean that GitHub does not know it yet."""
         now = asyncio.get_running_loop().time()
-        while self._minted_at and now - next(iter(self._minted_at.values())) >= YOUNG_TOKEN_S:
-            del self._minted_at[next(iter(self._minted_at))]
+        old = list(takewhile(lambda one: now - self._minted_at[one] >= YOUNG_TOKEN_S, self._minted_at))
+        for digest in old:
+            del self._minted_at[digest]
         self._minted_at[_digest(token)] = now
 
     def _is_young(self, token: Secret) -> bool:

@@ -66,6 +66,8 @@ MAX_PAUSE_S: Final = 3600.0
 LIVE_GRACE_S: Final = 600.0
 OWNER_LIFE_S: Final = 30 * 86400.0
 _WRITES_PER_TURN: Final = 128
+"""With so many a transaction is closed to further ones; it has at most twice as many, less one."""
+
 _CACHE_KIB: Final = 512
 """Of each connection; the system holds the file's pages as well, and each write of another empties it."""
 _SWEEP_ROWS: Final = 500
@@ -188,8 +190,8 @@ class _Thread:
     def submit(self, job: Callable[[sqlite3.Connection], R], *, durable: bool = True) -> asyncio.Future[R]:
         """Queue a job; if it, or another of its turn, is ``durable``, it survives a loss of power.
 
-        What is written in one turn of the loop is written in one transaction: a COMMIT and its HAND wait for
-        the disk once.
+        What is written in one turn of the loop is written in one transaction, up to ``_WRITES_PER_TURN``: a
+        COMMIT and its HAND wait for the disk once.
         """
         future: asyncio.Future[R] = self._loop.create_future()
         self._asked.append((future, job, durable))
