@@ -8,7 +8,7 @@ mint comes back to READ, so no token leaves on a decision that is older than the
 import asyncio
 import contextlib
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
@@ -211,10 +211,14 @@ class Issuer:
         caller, _ = await self._identified(presented, query, seen, origin)
         return caller
 
-    async def _read(self, presented: PresentedKey, query: ReadQuery, origin: Origin) -> Snapshot:
+    def _read(self, presented: PresentedKey, query: ReadQuery, origin: Origin) -> Awaitable[Snapshot]:
         """READ; strangers wait for it."""
         if self._strangers.known:
-            await self._strangers.wait(presented, origin.client_ip)
+            return self._read_in_turn(presented, query, origin)
+        return self._store.read(query)
+
+    async def _read_in_turn(self, presented: PresentedKey, query: ReadQuery, origin: Origin) -> Snapshot:
+        await self._strangers.wait(presented, origin.client_ip)
         return await self._store.read(query)
 
     async def _identified(
@@ -285,8 +289,12 @@ class Issuer:
         """
         caller: list[ApiKeyRecord] = []
         until = asyncio.get_running_loop().time() + self._settings.timeout_s
+        query = ReadQuery(presented.id, request.scope)
         try:
-            return await self._issue(presented, request, origin, caller, until)
+            seen = await self._read(presented, query, origin)
+            if (known := self._decided_already(seen, presented, request, origin)) is not None:
+                return known
+            return await self._issue(presented, request, origin, caller, until, query, seen)
         except TimeoutError:
             error: BrokerError = GitHubTimeoutError("the request's time is up while GitHub is asked")
             await self._denied(error, caller, request.scope, origin)
@@ -295,25 +303,22 @@ class Issuer:
             await self._denied(error, caller, request.scope, origin)
             raise
 
-    async def _issue(
+    async def _issue(  # noqa: PLR0917 - all of one request
         self,
         presented: PresentedKey,
         request: TokenRequest,
         origin: Origin,
         who: list[ApiKeyRecord],
         until: float,
+        query: ReadQuery,
+        seen: Snapshot,
     ) -> Issued:
         # Only what waits for GitHub needs the request's own deadline: each verb of the store has one, and
         # a timer costs a good part of a warm request.
         way = _Way(refresh=request.refresh)
-        query = ReadQuery(presented.id, request.scope)
         for attempt in range(_ATTEMPTS):
-            seen = await self._read(presented, query, origin)
-            if (
-                attempt == 0
-                and (known := self._decided_already(seen, presented, request, origin)) is not None
-            ):
-                return known
+            if attempt:
+                seen = await self._read(presented, query, origin)
             caller, seen = await self._identified(presented, query, seen, origin)
             who[:] = [caller]
             if attempt == 0 and caller.rate_limit_per_minute is not None:
